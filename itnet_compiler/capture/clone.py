@@ -1,0 +1,56 @@
+"""The shallow clone of a module tree: new module objects, the same parameters, buffers and everything else."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from typing import Any
+
+from torch import nn
+
+__all__ = ["shallow_clone"]
+
+
+def shallow_clone(model: nn.Module) -> nn.Module:
+    """A copy of the module tree of ``model`` whose modules are new objects that share all tensors.
+
+    Module objects and the plain containers (list, tuple, dict, set) in their attributes are new; references between
+    modules of the tree (lists of modules, bound methods, partials) point into the clone. Everything else (parameters,
+    buffers, configs, callables) is shared with the original.
+    """
+    clones: dict[int, Any] = {id(module): module.__class__.__new__(module.__class__) for module in model.modules()}
+    for module in model.modules():
+        twin = clones[id(module)]
+        for name, value in module.__dict__.items():
+            twin.__dict__[name] = _translate(value, clones)
+    return clones[id(model)]
+
+
+def _translate(value: Any, clones: dict[int, Any]) -> Any:
+    """``value`` as the clone should hold it; ``clones`` maps the id of an original to its copy."""
+    if id(value) in clones:
+        return clones[id(value)]
+    if isinstance(value, types.MethodType):
+        owner = clones.get(id(value.__self__))
+        return value if owner is None else types.MethodType(value.__func__, owner)
+    if type(value) is functools.partial:
+        arguments = (_translate(part, clones) for part in value.args)
+        keywords = {key: _translate(part, clones) for key, part in value.keywords.items()}
+        return functools.partial(_translate(value.func, clones), *arguments, **keywords)
+    if type(value) is tuple:
+        parts = tuple(_translate(part, clones) for part in value)
+        return parts if any(a is not b for a, b in zip(parts, value, strict=True)) else value
+    if type(value) is list:
+        # Registered before it is filled: a list may contain itself, and two modules may share one list.
+        twin: Any = clones.setdefault(id(value), [])
+        twin.extend(_translate(part, clones) for part in value)
+        return twin
+    if type(value) is set:
+        return clones.setdefault(id(value), set(value))
+    if isinstance(value, dict) and (type(value) is dict or hasattr(value, "move_to_end")):
+        twin = clones.setdefault(id(value), copy.copy(value))
+        for key, part in value.items():
+            twin[key] = _translate(part, clones)
+        return twin
+    return value

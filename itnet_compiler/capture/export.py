@@ -1,0 +1,238 @@
+"""Capture: one call of a model becomes a flat FX graph of ATen operators, through ``torch.export``.
+
+The graph refers to parameters and buffers by their path (``get_attr``), so that it owns none; its inputs are the
+tensors of the call. The model given is never traced itself, only a throw-away clone, and so stays untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
+
+from ..errors import CaptureError
+from .clone import shallow_clone
+from .guards import ShapeGuards
+from .leaves import leaves_installed, restore_leaf
+from .signature import Call
+
+__all__ = ["Capture", "capture"]
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+@dataclass
+class Capture:
+    """One captured call.
+
+    Attributes:
+        graph: Flat ATen graph. Placeholders are the call's tensors in order; ``get_attr`` targets are paths of
+            parameters, buffers and tensor attributes of the model, or keys of ``constants``.
+        constants: Tensors and sub-graphs that exist only in the capture.
+        guards: Input sizes for which the graph is valid.
+        output: Structure of the model's return value; its leaves are the graph's outputs.
+        notes: What is special about this capture, in words for the report.
+    """
+
+    graph: Graph
+    constants: dict[str, Any]
+    guards: ShapeGuards
+    output: pytree.TreeSpec
+    notes: list[str] = field(default_factory=list)
+
+
+def capture(model: nn.Module, call: Call, *, dynamic: bool = True, widen: bool = True) -> Capture:
+    """Trace ``model`` at ``call`` in its current mode.
+
+    Args:
+        model: Any module; its classes' own ``forward`` is traced.
+        call: The call in normal form; real or meta tensors.
+        dynamic: Whether sizes stay symbolic wherever the model allows it.
+        widen: Whether a batch of 0 or 1 is traced as a batch of 2, to keep it symbolic.
+
+    Raises:
+        CaptureError: where ``torch.export`` fails or the result would lose something.
+    """
+    _refuse_hooks(model)
+    wide = _widen_batch(call) if dynamic and widen else call
+    attempts = [(wide, "")]
+    if wide is not call:
+        attempts.append((call, "the batch size is fixed: the model cannot be captured at another than the example's"))
+    failure: Exception | None = None
+    for example, note in attempts:
+        try:
+            program = _export(model, example, dynamic)
+        except Exception as error:
+            failure = failure or error
+            continue
+        result = _flatten(program)
+        result.notes += [note] if note else []
+        return result
+    assert failure is not None
+    if isinstance(failure, CaptureError):
+        raise failure
+    raise _capture_error(failure) from failure
+
+
+def _refuse_hooks(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if path and (hooked or module._backward_pre_hooks):
+            raise CaptureError(
+                f"module {path!r} ({type(module).__name__}) has hooks, which a captured graph would not run",
+                remedy="remove the hooks before unify, or register them on the root module",
+                node=path,
+            )
+
+
+def _widen_batch(call: Call) -> Call:
+    """The call with a leading size of 0 or 1 shared by all tensors made 2, since torch.export specialises 0 and 1."""
+    sized = [leaf for leaf in call.leaves if leaf.dim()]
+    if not sized or any(leaf.shape[0] > 1 for leaf in sized):
+        return call
+
+    def widen(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        if value.shape[0] == 1:
+            return torch.cat([value, value]).requires_grad_(value.requires_grad and value.is_leaf)
+        return value.new_zeros((2, *value.shape[1:]))
+
+    with torch.no_grad():
+        args, kwargs = pytree.tree_map(widen, (call.args, call.kwargs))
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    return Call(call.signature, leaves, args, kwargs)
+
+
+def _export(model: nn.Module, call: Call, dynamic: bool) -> ExportedProgram:
+    shapes = None
+    if dynamic:
+        shapes = ShapesCollection()
+        for leaf in call.leaves:
+            shapes[leaf] = dict.fromkeys(range(leaf.dim()), Dim.AUTO)
+    throwaway = shallow_clone(model)
+    with _quiet(), _no_foreign_randomness(), leaves_installed(), torch.enable_grad(), torch.inference_mode(False):
+        return torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporter's own chatter; failures are reported by us."""
+    loggers = [logging.getLogger(name) for name in ("torch._export", "torch.export", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _no_foreign_randomness() -> Iterator[None]:
+    """Refuse a model that draws from Python's or NumPy's generator: a graph would repeat one draw for ever."""
+    import numpy as np
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()[1:3]
+    yield
+    numpy_now = np.random.get_state()[1:3]
+    same = numpy_state[1] == numpy_now[1] and bool((numpy_state[0] == numpy_now[0]).all())
+    if random.getstate() != python_state or not same:
+        raise CaptureError(
+            "forward draws from Python's or NumPy's random generator; a captured graph would repeat one draw for ever",
+            remedy="draw with torch (torch.rand …) instead",
+        )
+
+
+def _capture_error(error: Exception) -> CaptureError:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_TORCH, "<"))]
+    user = [frame for frame in frames if "itnet_compiler" not in frame.filename]
+    line = f"{user[-1].filename}:{user[-1].lineno}" if user else None
+    text = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
+    return CaptureError(
+        f"torch.export cannot capture this model whole: {type(error).__name__}: {text.strip()[:300]}",
+        remedy=_remedy(str(error)),
+        source_line=line,
+    )
+
+
+def _remedy(text: str) -> str:
+    if "Cache" in text or "unsupported type" in text or "unregistered" in text.lower():
+        return "return only tensors and containers of them; with transformers set model.config.use_cache = False"
+    if "data-dependent" in text or "DataDependent" in text or "unbacked" in text:
+        return "forward branches on the value of a tensor; unify the submodules on either side of that branch"
+    return "unify the largest submodules that torch.export accepts"
+
+
+def _flatten(program: ExportedProgram) -> Capture:
+    """The exported program as a graph of our own, with lifted inputs turned back into ``get_attr``."""
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise CaptureError(f"the graph returns a {spec.kind.name.lower().replace('_', ' ')}, which is not supported")
+    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    source, graph = program.graph_module.graph, Graph()
+    constants: dict[str, Any] = {}
+    copies: dict[Node, Any] = {}
+    inputs: list[Node] = []
+    for node in source.nodes:
+        spec = kinds.get(node.name) if node.op == "placeholder" else None
+        if spec is not None and spec.kind is not InputKind.USER_INPUT:
+            copies[node] = twin = graph.create_node("get_attr", str(spec.target), name=_attribute_name(str(spec.target)))
+            twin.meta = dict(node.meta)
+            if spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
+                constants[str(spec.target)] = program.constants[str(spec.target)]
+            continue
+        if node.op == "placeholder" and not isinstance(node.meta.get("val"), Tensor):
+            copies[node] = node.meta.get("val")  # a literal argument: specialised, and part of the signature
+            continue
+        if node.op == "get_attr":
+            constants[node.target] = getattr(program.graph_module, node.target)
+        if node.op == "call_function" and str(node.target) == "aten._assert_tensor_metadata.default":
+            continue  # dtype and device are part of the signature
+        if node.op == "output":
+            continue
+        copies[node] = twin = graph.node_copy(node, lambda old: copies[old])
+        twin.meta = dict(node.meta)
+        if node.op == "placeholder":
+            inputs.append(twin)
+        else:
+            restore_leaf(twin)
+    outputs = next(node for node in source.nodes if node.op == "output")
+    graph.output(torch.fx.node.map_arg(outputs.args[0], lambda old: copies[old]))
+    _drop_dead_nodes(graph)
+    guards = ShapeGuards([node.meta["val"] for node in inputs])
+    return Capture(graph, constants, guards, program.call_spec.out_spec)
+
+
+def _attribute_name(path: str) -> str:
+    return path.replace(".", "_")
+
+
+def _drop_dead_nodes(graph: Graph) -> None:
+    def keep(node: Node) -> bool:
+        if node.op in ("placeholder", "output"):
+            return True
+        if node.op == "get_attr":
+            return False
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload):
+            return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags or "assert" in str(target)
+        return getattr(target, "__module__", "") not in ("_operator", "math", "torch", "torch.utils._sympy.functions")
+
+    graph.eliminate_dead_code(is_impure_node=keep)

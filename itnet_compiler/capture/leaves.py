@@ -1,0 +1,175 @@
+"""Leaves of a capture: functions kept as one node, although ``torch.export`` would look inside.
+
+The fake implementation of ``aten.lstm.input`` and its kin is a Python loop over time steps, which fixes the sequence
+length to the example's without a word. While ``leaves_installed()`` is active, a traced call of such a function
+records a custom operator instead, whose fake implementation computes shapes only; ``restore_leaf`` then puts the ATen
+operator back, so that no other part of the compiler sees the custom one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import is_fake
+from torch.fx import Node
+from torch.nn.modules import rnn
+from torch.utils import _pytree as pytree
+
+__all__ = ["LEAVES", "Leaf", "leaves_installed", "restore_leaf"]
+
+_NAMESPACE = "itnet_leaf"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A function to keep whole.
+
+    Attributes:
+        name: Of the custom operator, ``itnet_leaf::<name>``.
+        operator: The operator that the function runs, put back after the capture.
+        shapes: Fake implementation: from the operator's arguments to empty outputs.
+        places: Where Python code finds the function: (namespace, key) pairs, attributes or dictionary entries.
+        accepts: Whether a call with these positional arguments is one of ``operator``.
+    """
+
+    name: str
+    operator: OpOverload
+    shapes: Callable[..., Any]
+    places: tuple[tuple[Any, str], ...]
+    accepts: Callable[[tuple[Any, ...]], bool]
+
+    @property
+    def custom(self) -> OpOverload:
+        """The custom operator."""
+        return getattr(getattr(torch.ops, _NAMESPACE), self.name).default
+
+    def register(self) -> None:
+        """Define the custom operator: same schema, runs the operator itself, shapes from ``shapes``."""
+        schema = str(self.operator._schema)
+        _library.define(self.name + schema[schema.index("(") :], tags=tuple(self.operator.tags))
+        _library.impl(self.name, self.operator, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{_NAMESPACE}::{self.name}", self.shapes, lib=_library)
+
+
+def _sequence_shapes(input: Tensor, hx: Any, params: Any, *flags: Any) -> tuple[Tensor, ...]:
+    """(output, h) or (output, h, c) of a recurrent network: sizes of input and states, whatever the length."""
+    bidirectional, batch_first = flags[-2:]
+    states = hx if isinstance(hx, (list, tuple)) else [hx]
+    features = states[0].shape[-1] * (2 if bidirectional else 1)
+    sequence = input.transpose(0, 1) if batch_first else input
+    output = input.new_empty((*sequence.shape[:-1], features))
+    return (output.transpose(0, 1) if batch_first else output, *(torch.empty_like(state) for state in states))
+
+
+def _is_sequence(arguments: tuple[Any, ...]) -> bool:
+    """Whether a call is of the ``input`` overload: the ``data`` one, for packed sequences, has its weights there."""
+    return len(arguments) == 9 and isinstance(arguments[3], bool)
+
+
+def _recurrence(name: str, *places: tuple[Any, str]) -> Leaf:
+    everywhere = ((rnn._VF, name), (torch, name), *places)
+    return Leaf(name, getattr(torch.ops.aten, name).input, _sequence_shapes, everywhere, _is_sequence)
+
+
+LEAVES: tuple[Leaf, ...] = (
+    _recurrence("lstm"),
+    _recurrence("gru"),
+    _recurrence("rnn_tanh", (rnn._rnn_impls, "RNN_TANH")),
+    _recurrence("rnn_relu", (rnn._rnn_impls, "RNN_RELU")),
+)
+
+_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+for _leaf in LEAVES:
+    _leaf.register()
+
+_by_custom = {leaf.custom: leaf for leaf in LEAVES}
+
+
+class _Installed(threading.local):
+    """How many ``leaves_installed()`` this thread is in."""
+
+    depth = 0
+
+
+_here = _Installed()
+_lock = threading.Lock()
+_everywhere = 0
+_originals: list[tuple[Any, str, Any]] = []
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def leaves_installed() -> Iterator[None]:
+    """Record every traced call of a leaf in this thread as one node.
+
+    The functions are replaced where Python code finds them, for as long as any thread is inside. Another thread, a
+    call on real tensors, a call under autocast (which decides dtypes inside the function) and a packed sequence get
+    the original.
+    """
+    global _everywhere
+    with _lock:
+        if _everywhere == 0:
+            _replace()
+        _everywhere += 1
+    _here.depth += 1
+    try:
+        yield
+    finally:
+        _here.depth -= 1
+        with _lock:
+            _everywhere -= 1
+            if _everywhere == 0:
+                _restore()
+
+
+def restore_leaf(node: Node) -> bool:
+    """Put the operator back into ``node``, if it is a leaf recorded by a capture. Returns whether it was one."""
+    leaf = _by_custom.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
+    if leaf is None:
+        return False
+    node.target = leaf.operator
+    return True
+
+
+def _replace() -> None:
+    for leaf in LEAVES:
+        for namespace, key in leaf.places:
+            if isinstance(namespace, dict):
+                original = kept = namespace[key]
+                namespace[key] = _stand_in(leaf, original)
+            else:
+                original, kept = getattr(namespace, key), vars(namespace).get(key, _ABSENT)
+                setattr(namespace, key, _stand_in(leaf, original))
+            _originals.append((namespace, key, kept))
+
+
+def _restore() -> None:
+    while _originals:
+        namespace, key, kept = _originals.pop()
+        if isinstance(namespace, dict):
+            namespace[key] = kept
+        elif kept is _ABSENT:
+            delattr(namespace, key)
+        else:
+            setattr(namespace, key, kept)
+
+
+def _stand_in(leaf: Leaf, original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if _here.depth and not keywords and leaf.accepts(arguments) and _is_traced(arguments):
+            return leaf.custom(*arguments)
+        return original(*arguments, **keywords)
+
+    return call
+
+
+def _is_traced(arguments: tuple[Any, ...]) -> bool:
+    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    return any(is_fake(tensor) for tensor in tensors) and not torch.is_autocast_enabled(tensors[0].device.type)

@@ -1,0 +1,135 @@
+"""Call signatures: which arguments a call has, apart from the sizes of its tensors, and the tensors in it.
+
+A model called as ``model(x, mask=None)`` and as ``model(x)`` is called with the same signature; arguments equal to
+their default are left out, and positional arguments go by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["Call", "Signature", "SignatureReader"]
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What two calls must share to run the same graph: names, container structure, dtypes, ranks, devices, literals."""
+
+    entries: tuple[tuple[str, Hashable], ...]
+
+    def describe(self) -> str:
+        """Text such as ``input_ids: int64[·,·], output_attentions=True``."""
+        return ", ".join(f"{name}{_describe(entry)}" for name, entry in self.entries)
+
+
+def _describe(entry: Any) -> str:
+    if isinstance(entry, tuple) and entry and entry[0] is Tensor:
+        dtype, dims = str(entry[1]).removeprefix("torch."), ",".join("·" * entry[2])
+        return f": {dtype}[{dims}]"
+    if isinstance(entry, tuple) and entry and entry[0] is pytree.TreeSpec:
+        return ": container"
+    return f"={entry[1]!r}" if isinstance(entry, tuple) else ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call in normal form: by keyword, unless the model takes ``*args`` and was given some.
+
+    Attributes:
+        signature: What it shares with other calls of the same graph.
+        leaves: Its tensors, those inside containers included.
+        args: Positional arguments (only where ``*args`` were given).
+        kwargs: Keyword arguments in sorted order.
+    """
+
+    signature: Signature
+    leaves: list[Tensor]
+    args: tuple[Any, ...]
+    kwargs: Arguments
+
+
+class SignatureReader:
+    """Reads calls of one ``forward``: positional and keyword arguments to a signature and its tensor leaves.
+
+    Raises:
+        TypeError: at ``read`` for an argument that cannot be part of a signature (an object that is no tensor, no
+            container of tensors and not hashable).
+    """
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        self.positional: list[str] = []
+        self.defaults: Arguments = {}
+        self.variadic: str | None = None
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                self.variadic = name
+            elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                self.positional.append(name)
+            if parameter.default is not parameter.empty:
+                self.defaults[name] = parameter.default
+
+    def bind(self, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
+        """Arguments by name, those equal to their default left out."""
+        bound: Arguments = {}
+        for position, value in enumerate(args):
+            known = position < len(self.positional)
+            name = self.positional[position] if known else f"{self.variadic}[{position - len(self.positional)}]"
+            bound[name] = value
+        if kwargs:
+            bound.update(kwargs)
+        defaults = self.defaults
+        return {
+            name: value
+            for name, value in bound.items()
+            if isinstance(value, Tensor) or name not in defaults or not _same(value, defaults[name])
+        }
+
+    def read(self, args: tuple[Any, ...], kwargs: Arguments) -> Call:
+        """Signature and tensors of a call. The order of the tensors depends on the signature only."""
+        bound = self.bind(args, kwargs)
+        positional = tuple(args) if any("[" in name for name in bound) else ()
+        by_position = {f"{index}": value for index, value in enumerate(positional)}
+        by_name = {name: bound[name] for name in sorted(bound)}
+        if positional:
+            taken = {*self.positional[: len(positional)], *(name for name in bound if "[" in name)}
+            by_name = {name: value for name, value in by_name.items() if name not in taken}
+        entries: list[tuple[str, Hashable]] = []
+        leaves: list[Tensor] = []
+        for name, value in (by_position | by_name).items():
+            if isinstance(value, Tensor):
+                entries.append((name, (Tensor, value.dtype, value.dim(), value.device)))
+                leaves.append(value)
+            elif value is None or isinstance(value, (bool, int, float, str)):
+                entries.append((name, (type(value), value)))
+            else:
+                entries.append((name, _container(value, leaves)))
+        return Call(Signature(tuple(entries)), leaves, positional, by_name)
+
+
+def _same(value: Any, default: Any) -> bool:
+    if value is default:
+        return True
+    simple = (bool, int, float, str)
+    return isinstance(value, simple) and type(value) is type(default) and value == default
+
+
+def _container(value: Any, leaves: list[Tensor]) -> Hashable:
+    """Entry for a container argument; its tensors are appended to ``leaves``."""
+    parts, spec = pytree.tree_flatten(value)
+    described: list[Hashable] = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            described.append((Tensor, part.dtype, part.dim(), part.device))
+            leaves.append(part)
+        else:
+            hash(part)
+            described.append((type(part), part))
+    return (pytree.TreeSpec, str(spec), tuple(described))

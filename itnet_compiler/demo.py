@@ -1,0 +1,181 @@
+"""``itnet demo``: a small network learns to read handwritten digits, is unified, and both are fine-tuned side by side.
+
+Deterministic up to the last digits of floating-point sums: fixed seeds, one thread, data bundled with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ItnetError
+from .unify import unify
+
+__all__ = ["DigitReader", "run"]
+
+EPOCHS, FURTHER_EPOCHS = 10, 4
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention as people write it today."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``: [batch, tokens, width]; returns the same shape."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class DigitReader(nn.Module):
+    """Convolutions find strokes, attention relates them, a GRU reads them row by row."""
+
+    def __init__(self, width: int = 32, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.norm3 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads=4, dropout=0.1)
+        self.dropout = nn.Dropout(0.1)
+        self.gru = nn.GRU(width, width, batch_first=True, bidirectional=True)
+        self.classify = nn.Linear(2 * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``images``: [batch, 1, 8, 8]; returns logits [batch, classes]."""
+        x = F.relu(self.norm1(self.conv1(images)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.dropout(self.attention(self.norm3(tokens)))
+        states, _ = self.gru(tokens)
+        return self.classify(states.mean(1))
+
+
+def run(stream: TextIO) -> int:
+    """Run the demo and write what happens to ``stream``; returns 0, or 1 if the unified model differs."""
+
+    def say(text: str = "") -> None:
+        stream.write(text + "\n")
+        stream.flush()
+
+    with _one_thread():
+        train_x, train_y, test_x, test_y = _digits()
+        torch.manual_seed(0)
+        model = DigitReader()
+        say(f"1. Train a convolution + attention + GRU network on {len(train_y):,} handwritten digits")
+        started = time.perf_counter()
+        losses = _train(model, train_x, train_y, epochs=EPOCHS, rate=3e-3)
+        right = _right(model, test_x, test_y)
+        say(f"   last loss {losses[-1]:.3f}, {right} of {len(test_y)} test digits right   ({_seconds(started)})")
+
+        say("\n2. Unify it: every layer that moves information between positions becomes one integral")
+        started = time.perf_counter()
+        original = copy.deepcopy(model)  # unified shares its weights with model, so the comparison needs its own
+        unified = unify(model, test_x[:4])
+        say(_indent(str(unified)) + f"\n   ({_seconds(started)}, verification included)")
+
+        say("\n3. The verified program")
+        say(_indent(str(unified.ir)))
+
+        say("\n4. The same function")
+        with torch.no_grad():
+            expected, found = original(test_x), unified(test_x)
+        same_bits = torch.equal(expected, found)
+        right_unified = _right(unified, test_x, test_y)
+        say(f"   test digits right: {right} before, {right_unified} after")
+        say(f"   logits: {_verdict(expected, found)}")
+
+        say("\n5. Fine-tune both on digits turned by 90 degrees, from the same seed, with dropout and batch statistics")
+        turned_x, turned_test_x = train_x.rot90(dims=(2, 3)), test_x.rot90(dims=(2, 3))
+        before = _train(original, turned_x, train_y, epochs=FURTHER_EPOCHS, rate=2e-3)
+        after = _train(unified, turned_x, train_y, epochs=FURTHER_EPOCHS, rate=2e-3)
+        say("   step   original   unified")
+        for step in (*range(0, len(before), 21), len(before) - 1):
+            say(f"   {step:4d}   {before[step]:8.4f}  {after[step]:8.4f}")
+        state, state_unified = original.state_dict(), unified.state_dict()
+        weights = [torch.cat([value.double().flatten() for value in part.values()]) for part in (state, state_unified)]
+        turned = [_right(part, turned_test_x, test_y) for part in (original, unified)]
+        say(f"   turned test digits right: {turned[0]} and {turned[1]} of {len(test_y)}")
+        say(f"   losses: {_verdict(torch.tensor(before), torch.tensor(after))}")
+        say(f"   weights afterwards: {_verdict(*weights)}")
+
+    close = torch.allclose(torch.tensor(before), torch.tensor(after), rtol=1e-3, atol=1e-5)
+    if same_bits and right == right_unified and list(state) == list(state_unified) and close:
+        return 0
+    say("\nThe unified network does not compute what the original computes. This is a bug: please report it.")
+    return 1
+
+
+def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ItnetError(
+            "the demo reads the handwritten digits that scikit-learn bundles, and scikit-learn is not installed",
+            remedy='pip install "itnet-compiler[demo]"',
+        ) from None
+    bundle = load_digits()
+    images = torch.from_numpy(bundle.images).float().div(8).sub(1).unsqueeze(1)
+    labels = torch.from_numpy(bundle.target).long()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1344], order[1344:]
+    return images[train], labels[train], images[test], labels[test]
+
+
+def _train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, rate: float) -> list[float]:
+    torch.manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    losses = []
+    model.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(labels)).split(64):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+@torch.no_grad()
+def _right(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    return int((model(images).argmax(1) == labels).sum())
+
+
+def _verdict(before: Tensor, after: Tensor) -> str:
+    if torch.equal(before, after):
+        return "equal bit for bit"
+    return f"differ by at most {(before - after).abs().max().item():.1e}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the network is small, and sums then have the same order everywhere
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(started: float) -> str:
+    return f"{time.perf_counter() - started:.1f} s"
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"   {line}" if line else "" for line in text.splitlines())

@@ -1,0 +1,90 @@
+"""What a lowering is: a way to run an integral node, which says whether it can, and produces Python source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..errors import LoweringError
+from ..ir.kernel import Spec
+from ..registry import scan
+
+__all__ = ["Lowered", "Lowering", "Support", "find_lowering", "lowerings"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a lowering can run a node, with every reason why not."""
+
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.reasons
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Executable form of a node: one Python expression over its operands.
+
+    Attributes:
+        parameters: Operand roles, the arguments of ``function`` in order.
+        expression: Python source in terms of ``parameters`` and the names in ``namespace``.
+        namespace: Functions and constants that the expression uses.
+        text: What ``node.source()`` shows; the expression itself unless given.
+    """
+
+    parameters: tuple[str, ...]
+    expression: str
+    namespace: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def source(self) -> str:
+        return self.text or f"def integral({', '.join(self.parameters)}):\n    return {self.expression}\n"
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        """The compiled expression; takes the operands by position or by role."""
+        code = f"lambda {', '.join(self.parameters)}: {self.expression}"
+        return eval(compile(code, "<itnet lowering>", "eval"), dict(self.namespace))  # noqa: S307 - our own source
+
+
+class Lowering:
+    """Base of all lowerings; a subclass with a ``name`` in a module of ``lowering/`` is found by scanning.
+
+    Class attributes:
+        name: As users say it: ``library``, ``reference`` …
+        exact: Whether it computes the definition up to rounding.
+    """
+
+    name: str = ""
+    exact: bool = True
+
+    def supports(self, spec: Spec) -> Support:
+        """Whether the node can be run, with every reason why not."""
+        raise NotImplementedError
+
+    def build(self, spec: Spec) -> Lowered:
+        """The executable form. Only called where ``supports`` is ok."""
+        raise NotImplementedError
+
+
+def lowerings() -> dict[str, Lowering]:
+    """Every lowering by name."""
+    found: dict[str, Lowering] = {}
+    for module in scan("itnet_compiler.lowering"):
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Lowering) and value.name:
+                found[value.name] = value()
+    return found
+
+
+def find_lowering(name: str) -> Lowering:
+    """The lowering called ``name``. Raises ``LoweringError`` listing the names there are."""
+    known = lowerings()
+    if name not in known:
+        raise LoweringError(f"there is no lowering {name!r}", remedy=f"choose one of {', '.join(sorted(known))}")
+    return known[name]

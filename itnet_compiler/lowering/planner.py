@@ -1,0 +1,51 @@
+"""Plans: which lowering runs each integral. Exact library kernels unless a rule says otherwise."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..errors import LoweringError
+from ..ir.integral import Integral, Plan
+from .base import find_lowering
+
+__all__ = ["PlanRule", "apply_plan"]
+
+DEFAULT = "library"
+
+
+@dataclass(frozen=True)
+class PlanRule:
+    """Integrals whose name matches ``pattern`` (a glob) are run by ``lowering``; later rules win."""
+
+    pattern: str
+    lowering: str
+
+
+def apply_plan(integrals: Iterable[Integral], rules: Sequence[PlanRule]) -> None:
+    """Set plan and executable of each integral, in place.
+
+    Raises:
+        LoweringError: where a chosen lowering does not support a node, with every reason.
+    """
+    planned = []
+    for integral in integrals:
+        chosen = DEFAULT
+        for rule in rules:
+            if fnmatch.fnmatchcase(integral.name, rule.pattern):
+                chosen = rule.lowering
+        if chosen == integral.plan.lowering:
+            continue
+        lowering = find_lowering(chosen)
+        support = lowering.supports(integral.spec)
+        if not support.ok:
+            raise LoweringError(
+                f"lowering {chosen!r} does not support {integral.name}: {'; '.join(support.reasons)}",
+                remedy="name other integrals with only=, or another method",
+                node=integral.name,
+                source_line=integral.source_line,
+            )
+        planned.append((integral, lowering.build(integral.spec), Plan(chosen, lowering.exact)))
+    for integral, executable, plan in planned:
+        integral.executable, integral.plan = executable, plan

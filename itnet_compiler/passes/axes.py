@@ -1,0 +1,178 @@
+"""Axis roles: which axes of every tensor in a graph count samples, positions or features.
+
+    roles_of(node)        # (batch, feature, position, position) behind a conv2d
+
+The analysis runs forward over the graph once. Layers that fix the meaning of their axes (convolution, embedding,
+normalisation, attention, recurrence) are the source of truth; everything else carries roles along. What a model input
+means is taken from its first such consumer. Nothing is concluded from equal sizes, so an axis may stay ``unknown``.
+
+Results are kept per graph and looked up by node. Rewrites elsewhere in a graph do not change the role of a node that
+stays, and a node that is new makes the analysis run again; call ``invalidate`` after changing a node in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from . import axis_views  # noqa: F401 - registers its rules
+from .axis_algebra import Axis, AxisRole, axis
+from .axis_rules import RULES, Axes, conv_like, recurrent, scaled_attention, unknown
+from .dependence import Dependence, dependences, is_parameter
+from .operators import WRAPPERS, operator_name
+
+__all__ = ["Analysis", "AxisRole", "analyse", "invalidate", "roles_of"]
+
+Roles = tuple[AxisRole, ...]
+
+
+class Analysis:
+    """Axes of every node of one graph; the ``Lookup`` that rules are given.
+
+    Args:
+        graph: Flat ATen graph with fake values; integrals may have taken the place of some nodes.
+        inputs: Axes of the placeholders, where known (the body of a higher-order operator).
+        bodies: Bodies of higher-order operators by the name of the ``get_attr`` node, where the graph has no module.
+    """
+
+    def __init__(
+        self, graph: Graph, inputs: list[list[Axis]] | None = None, bodies: Mapping[str, GraphModule] | None = None
+    ) -> None:
+        self.bodies = bodies or {}
+        self.dependences = dependences(graph)
+        self._axes: dict[Node, Axes] = {}
+        given = iter(inputs or ())
+        for node in graph.nodes:
+            if node.op == "placeholder" and inputs is not None:
+                self._axes[node] = next(given)
+            else:
+                self._axes[node] = self._of(node)
+
+    def __call__(self, value: object) -> list[Axis]:
+        if not isinstance(value, Node) or not isinstance(value.meta.get("val"), Tensor):
+            return []
+        return self._axes[value]
+
+    def results(self, node: Node) -> list[list[Axis]]:
+        """Axes of every result of a node with several."""
+        return self._axes[node] if isinstance(node.meta.get("val"), (tuple, list)) else []
+
+    def is_weight(self, node: Node) -> bool:
+        """Whether a value depends on no model input."""
+        return self.dependences[node] is Dependence.CONSTANT
+
+    def roles(self, node: Node) -> Roles:
+        """Roles of a tensor node's axes; empty for nodes that hold no single tensor."""
+        return tuple(one.role for one in self(node))
+
+    def _of(self, node: Node) -> Axes:
+        if node.op == "placeholder":
+            own = not is_parameter(node)
+            return [axis(size, from_input=own) for size in self._sizes(node)]
+        if node.op == "get_attr":
+            return [axis(size) for size in self._sizes(node)]
+        if node.op == "output" or not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
+            return []
+        if "integral" in node.meta:
+            found = self._of_integral(node)
+        elif node.op == "call_function":
+            body = self.body(node)
+            rule = RULES.get(operator_name(node))
+            found = self._of_body(node, body) if body is not None else rule(node, self) if rule else unknown(node)
+        else:
+            found = unknown(node)
+        return found if _fits(found, node.meta["val"]) else unknown(node)
+
+    @staticmethod
+    def _sizes(node: Node) -> list[Any]:
+        value = node.meta.get("val")
+        return list(value.shape) if isinstance(value, Tensor) else []
+
+    def body(self, node: Node) -> GraphModule | None:
+        """What a higher-order operator that only wraps its body runs, where that can be found."""
+        place = _body_place(node)
+        if place is None:
+            return None
+        name = str(node.args[place].target)
+        found = self.bodies.get(name, getattr(node.graph.owning_module, name, None))
+        return found if isinstance(found, GraphModule) else None
+
+    def body_inputs(self, node: Node) -> list[list[Axis]]:
+        """Axes of what is given to the body of a higher-order operator."""
+        place = _body_place(node)
+        return [self(argument) for argument in node.args[place + 1 :]] if place is not None else []
+
+    def _of_body(self, node: Node, body: GraphModule) -> Axes:
+        inner = Analysis(body.graph, self.body_inputs(node), self.bodies)
+        returned = next(one for one in body.graph.nodes if one.op == "output").args[0]
+        if isinstance(node.meta["val"], Tensor):
+            return inner(returned[0] if isinstance(returned, (tuple, list)) else returned)
+        return [inner(one) for one in returned]
+
+    def _of_integral(self, node: Node) -> Axes:
+        """By family; a family not named here leaves its axes unknown."""
+        spec, operands, value = node.meta["integral"].spec, node.kwargs, node.meta["val"]
+        source = self(operands.get("input"))
+        kernel, family = spec.kernel, spec.kernel.family
+        first = value if isinstance(value, Tensor) else value[0]
+        if family == "stationary" or (family == "dense" and kernel.weights != "uniform"):
+            found = conv_like(source, list(first.shape), spec.domain.rank, new_features="weight" in operands)
+        elif family == "dense":
+            axes = {place % len(source) for place in kernel.axes}
+            found = [
+                axis(1, one.role) if place in axes else one
+                for place, one in enumerate(source)
+                if kernel.keepdim or place not in axes
+            ]
+        elif family == "softmax":
+            found = scaled_attention(*(self(operands[role]) for role in ("query", "key", "value")), first.shape[-1])
+        elif family == "gated":
+            step = spec.domain.single_step
+            return recurrent(source, node, batch_first=kernel.batch_first, step=step)
+        else:
+            return unknown(node)
+        return found if isinstance(value, Tensor) else [found, *unknown(node)[1:]]
+
+
+def _body_place(node: Node) -> int | None:
+    """Where a wrapper has its body among its arguments: (…, body, *inputs)."""
+    if operator_name(node) not in WRAPPERS:
+        return None
+    nodes = enumerate(node.args)
+    return next((i for i, argument in nodes if isinstance(argument, Node) and argument.op == "get_attr"), None)
+
+
+def _fits(axes: Axes, value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return len(axes) == value.dim()
+    return len(axes) == len(value) and all(
+        len(one) == item.dim() for one, item in zip(axes, value, strict=True) if isinstance(item, Tensor)
+    )
+
+
+_kept: WeakKeyDictionary[Graph, WeakKeyDictionary[Node, Roles]] = WeakKeyDictionary()
+
+
+def analyse(graph: Graph, bodies: Mapping[str, GraphModule] | None = None) -> Analysis:
+    """A fresh analysis of ``graph``, whose results ``roles_of`` will give from now on."""
+    found = Analysis(graph, bodies=bodies)
+    _kept[graph] = WeakKeyDictionary({node: found.roles(node) for node in graph.nodes})
+    return found
+
+
+def roles_of(node: Node) -> Roles:
+    """Roles of a tensor node's axes, from the analysis of its graph; empty where the node is no single tensor."""
+    kept = _kept.get(node.graph)
+    if kept is None or node not in kept:
+        analyse(node.graph)
+        kept = _kept[node.graph]
+    return kept[node]
+
+
+def invalidate(graph: Graph) -> None:
+    """Forget what is known of ``graph``."""
+    _kept.pop(graph, None)

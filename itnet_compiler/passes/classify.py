@@ -1,0 +1,253 @@
+"""Every node of a graph in one of a few classes, so that what moves information between positions is accounted for.
+
+classes = classify(graph)
+classes[node].category, classes[node].reason
+coverage(classes)       # integrals / (integrals + position-mixing operators left alone)
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch.fx import Graph, GraphModule, Node
+
+from .axes import Analysis, AxisRole, analyse
+from .axis_algebra import Axis
+from .contraction import contraction
+from .dependence import Dependence, tensors_of
+from .match import bind
+from .operators import (
+    CONTRACTIONS,
+    CREATIONS,
+    CUMULATIVE,
+    EMBEDDINGS,
+    EXTREMA,
+    INDEXED,
+    LIKE,
+    MIXING,
+    NORMALISATIONS,
+    POINTWISE,
+    REDUCTIONS,
+    REINDEXING,
+    ROUTING,
+    SOFTMAXES,
+    STATISTICS,
+    SUPPORT,
+    WRAPPERS,
+    operator_name,
+)
+from .statistics import is_statistic
+
+__all__ = ["Category", "Classification", "classify", "coverage"]
+
+BATCH, POSITION, FEATURE, UNKNOWN = AxisRole.BATCH, AxisRole.POSITION, AxisRole.FEATURE, AxisRole.UNKNOWN
+
+
+class Category(enum.StrEnum):
+    """What a node does to the positions of activations; ``support`` does not handle activations."""
+
+    INTEGRAL = "integral"
+    POINTWISE = "pointwise"
+    REINDEXING = "re-indexing"
+    NORMALISATION = "normalisation"
+    ROUTING = "routing"
+    UNMATCHED = "unmatched"
+    SUPPORT = "support"
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of one node, and why it is in it."""
+
+    category: Category
+    reason: str
+
+
+def classify(graph: Graph, bodies: Mapping[str, GraphModule] | None = None) -> dict[Node, Classification]:
+    """The class of every node of ``graph``, by a fresh analysis of its axes.
+
+    ``bodies`` are those of higher-order operators, by the name of their ``get_attr`` node, for a graph that belongs
+    to no module. What no table knows is ``unmatched``.
+    """
+    analysis = analyse(graph, bodies)
+    return {node: _classify(node, analysis) for node in graph.nodes}
+
+
+def coverage(classes: Mapping[Node, Classification]) -> float:
+    """Integrals / (integrals + unmatched nodes); 1 where there are neither.
+
+    An operator that nothing is known of counts as position-mixing.
+    """
+    counted = [found.category for found in classes.values()]
+    integrals, unmatched = counted.count(Category.INTEGRAL), counted.count(Category.UNMATCHED)
+    return integrals / (integrals + unmatched) if integrals + unmatched else 1.0
+
+
+def _classify(node: Node, analysis: Analysis) -> Classification:
+    if node.op in ("placeholder", "get_attr", "output"):
+        return Classification(Category.SUPPORT, node.op)
+    if "integral" in node.meta:
+        return Classification(Category.INTEGRAL, node.meta["integral"].spec.origin)
+    name = operator_name(node)
+    if not tensors_of(node) or name in SUPPORT:
+        return Classification(Category.SUPPORT, "sizes and checks")
+    if name in LIKE or name in CREATIONS:
+        return Classification(Category.SUPPORT, "a constant, but for its size")
+    if analysis.dependences[node] is not Dependence.ACTIVATION:
+        return Classification(Category.SUPPORT, "does not depend on activations")
+    if node.op != "call_function":
+        return Classification(Category.UNMATCHED, f"nothing is known of the {node.op} {node.target}")
+    return _classify_call(node, name, analysis)
+
+
+def _classify_call(node: Node, name: str, analysis: Analysis) -> Classification:
+    if name in ("max", "min") and "other" in bind(node):
+        return Classification(Category.POINTWISE, "elementwise")
+    if name in CONTRACTIONS:
+        return _of_contraction(node, name, analysis)
+    if name in REDUCTIONS:
+        return _of_reduction(node, name, analysis)
+    if name in SOFTMAXES or name in CUMULATIVE:
+        return _along(name, _roles(node, analysis))
+    if name in INDEXED:
+        return _of_index(node, name, analysis)
+    for table, category, reason in _TABLES:
+        if name in table:
+            return Classification(category, reason)
+    if name in MIXING:
+        return Classification(Category.UNMATCHED, f"{MIXING[name]} ({_shown(name)}) that no rule took")
+    if name in WRAPPERS:
+        return _of_wrapper(node, name, analysis)
+    return Classification(Category.UNMATCHED, f"no rule knows {_shown(name)}")
+
+
+_TABLES: tuple[tuple[Iterable[str], Category, str], ...] = (
+    (POINTWISE, Category.POINTWISE, "elementwise"),
+    (EMBEDDINGS | {"one_hot"}, Category.POINTWISE, "a look-up at each position"),
+    (REINDEXING, Category.REINDEXING, "moves values"),
+    (NORMALISATIONS, Category.NORMALISATION, "normalisation layer"),
+    (ROUTING, Category.ROUTING, "what goes where depends on the values"),
+)
+
+
+def _shown(name: str) -> str:
+    return name if "." in name else f"aten.{name}"
+
+
+# ── Along axes ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _roles(node: Node, analysis: Analysis) -> set[AxisRole]:
+    """Roles of the axes along which the operator acts; axes of extent 1 hold nothing to mix."""
+    given = bind(node)
+    source = analysis(next(iter(given.values())))
+    dims = given.get("dim")
+    if dims is None or dims == []:
+        acted = source
+    else:
+        acted = [source[dim] for dim in (dims if isinstance(dims, (list, tuple)) else [dims])] if source else []
+    return {axis.role for axis in acted if not axis.is_one}
+
+
+def _along(name: str, roles: set[AxisRole]) -> Classification:
+    """By the axes acted along: features are pointwise, anything else mixes or may mix."""
+    for role, where in ((POSITION, "a position axis"), (BATCH, "the batch axis"), (UNKNOWN, "an axis of unknown role")):
+        if role in roles:
+            return Classification(Category.UNMATCHED, f"{name} over {where}")
+    return Classification(Category.POINTWISE, f"{name} over features")
+
+
+def _of_reduction(node: Node, name: str, analysis: Analysis) -> Classification:
+    roles = _roles(node, analysis)
+    statistic = name in STATISTICS | EXTREMA and is_statistic(node)
+    if statistic and roles <= {FEATURE, POSITION}:
+        if POSITION in roles and name in EXTREMA | {"sum"}:
+            return Classification(Category.UNMATCHED, f"{name} of a written-out softmax over a position axis")
+        return Classification(Category.NORMALISATION, f"{name} that the values are normalised by")
+    return _along(name, roles)
+
+
+# ── Products ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_contraction(node: Node, name: str, analysis: Analysis) -> Classification:
+    read = contraction(node)
+    if read is None:
+        return Classification(Category.UNMATCHED, f"the axes of {_shown(name)} cannot be read")
+    data = [index for index, operand in enumerate(read.operands) if not analysis.is_weight(operand)]
+    met: dict[str, list[Axis]] = {}
+    holders: dict[str, set[int]] = {}
+    for index in data:
+        for label, axis in zip(read.labels[index], analysis(read.operands[index]), strict=True):
+            if not axis.is_one:
+                met.setdefault(label, []).append(axis)
+                holders.setdefault(label, set()).add(index)
+    roles = {label: _common_role(axes) for label, axes in met.items()}
+    summed = {roles[label] for label in read.summed if label in roles}
+    if len(data) < 2:
+        return _of_weighted_sum(name, summed)
+    between = f"{name} between two activations"
+    if POSITION in summed:
+        return Classification(Category.UNMATCHED, f"{between}, summed over positions: attention that no rule took")
+    for role, what in (
+        (POSITION, "positions: attention that no rule took"),
+        (BATCH, "samples"),
+        (UNKNOWN, "unknown axes"),
+    ):
+        apart = {index for label, held in holders.items() if roles[label] is role and len(held) == 1 for index in held}
+        if len(apart) > 1:
+            return Classification(Category.UNMATCHED, f"{between}, for all pairs of {what}")
+    if BATCH in summed:
+        return Classification(Category.UNMATCHED, f"{between}, summed over samples")
+    if UNKNOWN in summed:
+        return Classification(Category.UNMATCHED, f"{between}, summed over an axis of unknown role")
+    return Classification(Category.POINTWISE, "product of features at each position")
+
+
+def _common_role(axes: list[Axis]) -> AxisRole:
+    roles = {axis.role for axis in axes} - {UNKNOWN}
+    return roles.pop() if len(roles) == 1 else UNKNOWN
+
+
+def _of_weighted_sum(name: str, summed: set[AxisRole]) -> Classification:
+    if POSITION in summed:
+        return Classification(Category.UNMATCHED, f"{name} over the position axis (token mixing)")
+    if BATCH in summed:
+        return Classification(Category.UNMATCHED, f"{name} over the batch axis")
+    if UNKNOWN in summed:
+        return Classification(Category.UNMATCHED, f"{name} over an axis of unknown role")
+    return Classification(Category.POINTWISE, f"{name} over features" if summed else f"{name} without a sum")
+
+
+# ── Others ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_index(node: Node, name: str, analysis: Analysis) -> Classification:
+    given = bind(node)
+    source = next(iter(given.values()))
+    indices = given.get("indices", given.get("index"))
+    nodes = [one for one in (indices if isinstance(indices, (list, tuple)) else [indices]) if isinstance(one, Node)]
+    if all(analysis.is_weight(one) for one in nodes):
+        return Classification(Category.REINDEXING, "moves values between fixed places")
+    if isinstance(source, Node) and analysis.is_weight(source) and name in ("index", "index_select", "gather"):
+        return Classification(Category.POINTWISE, "a look-up in a table")
+    return Classification(Category.ROUTING, f"{name} at places that depend on the input")
+
+
+_RANKED = (Category.UNMATCHED, Category.ROUTING, Category.NORMALISATION, Category.REINDEXING)
+
+
+def _of_wrapper(node: Node, name: str, analysis: Analysis) -> Classification:
+    """The class of the body: that of its least harmless node."""
+    body = analysis.body(node)
+    if body is None:
+        return Classification(Category.UNMATCHED, f"the body of {name} is not at hand")
+    inner = Analysis(body.graph, analysis.body_inputs(node), analysis.bodies)
+    found = [_classify(one, inner) for one in body.graph.nodes]
+    for category in _RANKED:
+        for one in found:
+            if one.category is category:
+                return Classification(category, f"inside {name}: {one.reason}")
+    return Classification(Category.POINTWISE, f"inside {name}: elementwise")

@@ -1,0 +1,136 @@
+"""Alias and effect analysis: which tensors share storage, and which nodes write, draw random numbers or act otherwise.
+
+A rewrite moves a region of nodes to one place. That is safe when the region itself has no effect, and when nothing
+between its first and last node writes to a storage that the region reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.fx import Graph, Node
+
+from .match import op_name
+
+__all__ = ["Effects", "is_random", "written_arguments"]
+
+
+def is_random(node: Node) -> bool:
+    """Whether the node draws from a generator as it is called (dropout at rate 0 or in eval mode does not)."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    rate = _DROPOUT_ARGUMENTS.get(op_name(node))
+    if rate is None:
+        return True
+    arguments = dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    return bool(arguments.get(rate[0], 0.0)) and bool(arguments.get(rate[1], True) if rate[1] else True)
+
+
+# operator → (argument holding the rate, argument holding the mode)
+_DROPOUT_ARGUMENTS = {
+    "aten.dropout.default": ("p", "train"),
+    "aten.feature_dropout.default": ("p", "train"),
+    "aten.alpha_dropout.default": ("p", "train"),
+    "aten.scaled_dot_product_attention.default": ("dropout_p", ""),
+    "aten.lstm.input": ("dropout", "train"),
+    "aten.gru.input": ("dropout", "train"),
+    "aten.rnn_tanh.input": ("dropout", "train"),
+    "aten.rnn_relu.input": ("dropout", "train"),
+}
+
+
+def written_arguments(node: Node) -> list[Node]:
+    """Graph nodes whose storage this call writes to."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    written: list[Node] = []
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        written += [item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, Node)]
+    if str(node.target).startswith("aten.batch_norm.") and len(node.args) > 5 and node.args[5]:
+        written += [item for item in node.args[3:5] if isinstance(item, Node)]
+    return written
+
+
+def _aliased_arguments(node: Node) -> Iterable[Node]:
+    """Arguments whose storage the result may share: views by schema; any operator we know nothing about."""
+    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        name = str(node.target)
+        schema = node.target._schema
+        maybe = name in _MAYBE_VIEWS
+        for position, argument in enumerate(schema.arguments):
+            value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            if argument.alias_info is not None or (maybe and position == 0):
+                yield from (v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Node))
+    elif node.op == "call_module":
+        return
+    else:
+        yield from node.all_input_nodes
+
+
+# Composite operators that return their input, or a view of it, where they can.
+_MAYBE_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "reshape.default contiguous.default to.dtype to.device to.dtype_layout to.other flatten.using_ints"
+        " dropout.default feature_dropout.default alpha_dropout.default unflatten.int view_as.default"
+        " reshape_as.default expand_as.default squeeze.default movedim.int movedim.intlist swapaxes.default"
+        " type_as.default float.default pad.default meshgrid.indexing broadcast_to.default atleast_1d.default"
+        " adaptive_avg_pool1d.default ravel.default tile.default narrow.default chunk.default"
+        " tensor_split.sections tensor_split.indices matrix_H.default conj.default resolve_conj.default"
+        " resolve_neg.default real.default broadcast_tensors.default item.default"
+    ).split()
+)
+
+
+class Effects:
+    """The effects of one graph. Compute anew after the graph has changed."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._order = {node: index for index, node in enumerate(graph.nodes)}
+        self._parent: dict[Node, Node] = {node: node for node in graph.nodes}
+        self.writes: list[tuple[int, frozenset[Node]]] = []
+        self.random: list[int] = []
+        raw: list[tuple[int, list[Node]]] = []
+        for node, index in self._order.items():
+            for source in _aliased_arguments(node):
+                self._parent[self._storage(source)] = self._storage(node)
+            written = written_arguments(node)
+            if written:
+                raw.append((index, written))
+            if is_random(node):
+                self.random.append(index)
+        for index, written in raw:
+            self.writes.append((index, frozenset(self._storage(node) for node in written)))
+
+    def _storage(self, node: Node) -> Node:
+        while self._parent[node] is not node:
+            self._parent[node] = self._parent[self._parent[node]]
+            node = self._parent[node]
+        return node
+
+    def obstacle(self, region: Iterable[Node]) -> tuple[str, Node] | None:
+        """Why ``region`` may not be replaced by one node, with the node at fault; None where it may."""
+        nodes = sorted(region, key=self._order.__getitem__)
+        inside = set(nodes)
+        for node in nodes:
+            if written_arguments(node):
+                return f"{op_name(node)} writes to its argument in place", node
+        if len(nodes) == 1:
+            return None
+        first, last = self._order[nodes[0]], self._order[nodes[-1]]
+        touched = {self._storage(n) for node in nodes for n in (node, *node.all_input_nodes)}
+        by_index = {index: node for node, index in self._order.items()} if self.writes or self.random else {}
+        for index, storages in self.writes:
+            if first < index < last and storages & touched:
+                writer = by_index[index]
+                return f"{op_name(writer)} writes in place to a tensor of the region while it is computed", writer
+        if any(is_random(node) for node in inside):
+            for index in self.random:
+                if first < index < last and by_index[index] not in inside:
+                    return "another operator draws random numbers in between", by_index[index]
+        return None

@@ -1,0 +1,214 @@
+"""The driver of detection: tries every rule at every node, keeps the non-overlapping proposals, verifies, replaces.
+
+Rules are found by scanning this package for modules called ``detect_*``; they propose and never edit the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from functools import cache
+
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from ..ir.integral import Integral, Plan, Verification
+from ..lowering.base import Lowered, find_lowering
+from ..registry import scan
+from ..settings import NEAR_MISSES, debug
+from .effects import Effects, is_random, written_arguments
+from .journal import Entry, Journal, module_path, source_line
+from .match import Proposal, Refusal, Rule, op_name
+from .verify import Verifier
+
+__all__ = ["detect", "integral_of", "rules"]
+
+Tick = Callable[[], None]
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    """Every detection rule, in alphabetical order of module and then of definition."""
+    found = []
+    for module in scan("itnet_compiler.passes", "detect_"):
+        found += [value for value in vars(module).values() if isinstance(value, Rule)]
+    return tuple(found)
+
+
+def integral_of(node: Node) -> Integral | None:
+    """The integral that a graph node calls, or None for any other node."""
+    return node.meta.get("integral") if node.op == "call_module" else None
+
+
+def detect(
+    graph: Graph,
+    *,
+    verifier: Verifier | None,
+    use_rules: tuple[Rule, ...] | None = None,
+    begin: Callable[[int], Tick] | None = None,
+) -> Journal:
+    """Replace every region that a rule recognises by an integral node, in place.
+
+    Args:
+        graph: Flat ATen graph with fake values, module stacks and stack traces on its nodes.
+        verifier: Checks each rewrite before it is made; None to make them unchecked.
+        use_rules: The rules to try; all registered ones by default.
+        begin: Called with the number of proposals; what it returns is called after each of them.
+
+    Returns:
+        What each rule did.
+    """
+    journal = Journal()
+    proposals = _propose(graph, rules() if use_rules is None else use_rules, journal)
+    tick = begin(len(proposals)) if begin is not None else lambda: None
+    names: dict[str, int] = {}
+    effects = Effects(graph)
+    replaced: dict[Node, Node] = {}
+    for rule, offered in proposals:
+        # Operands may have become results of integrals made in the meantime.
+        operands = map_arg(dict(offered.operands), lambda node: replaced.get(node, node))
+        proposal = dataclasses.replace(offered, operands=operands)
+        problem = _region_problem(proposal, effects)
+        verification = Verification("skipped", note="verify=False")
+        lowered = find_lowering("library").build(proposal.spec)
+        if problem is None and verifier is not None:
+            verification = verifier.check(proposal, lowered)
+            if verification.status == "failed":
+                problem = verification.note
+        if problem is not None:
+            journal.add(_entry("rolled back", rule, proposal, reason=problem, error=verification.error))
+            debug(NEAR_MISSES, "rolled back %s at %s: %s", rule.name, proposal.region[-1].name, problem)
+        else:
+            integral = _replace(graph, proposal, lowered, verification, names, replaced)
+            journal.add(_entry("replaced", rule, proposal, integral=integral.name, error=verification.error))
+        tick()
+    graph.lint()
+    return journal
+
+
+def _propose(graph: Graph, tried: tuple[Rule, ...], journal: Journal) -> list[tuple[Rule, Proposal]]:
+    """Proposals that do not overlap; of two that do, the larger region wins, then the earlier one."""
+    by_anchor: dict[str, list[Rule]] = {}
+    for rule in tried:
+        for anchor in rule.anchors:
+            by_anchor.setdefault(anchor, []).append(rule)
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    offered: list[tuple[Rule, Proposal]] = []
+    for node in graph.nodes:
+        for rule in by_anchor.get(op_name(node), ()) if node.op == "call_function" else ():
+            try:
+                offered.append((rule, rule(node)))
+            except Refusal as refusal:
+                where, reason = refusal.node, refusal.reason
+                journal.add(
+                    Entry(
+                        "refused",
+                        rule.name,
+                        node.name,
+                        reason=reason,
+                        depth=refusal.depth,
+                        module_path=module_path(where) or module_path(node),
+                        source_line=source_line(where) or source_line(node),
+                    )
+                )
+                debug(NEAR_MISSES, "%s refused at %s: %s", rule.name, node.name, reason)
+    taken: set[Node] = set()
+    kept = []
+    for rule, proposal in sorted(offered, key=lambda item: (-len(item[1].region), order[item[1].region[0]])):
+        if taken.isdisjoint(proposal.region):
+            taken.update(proposal.region)
+            kept.append((rule, proposal))
+    return sorted(kept, key=lambda item: order[item[1].region[-1]])
+
+
+def _region_problem(proposal: Proposal, effects: Effects) -> str | None:
+    """Why the region cannot be cut out as one node, or None."""
+    inside, outputs = set(proposal.region), set(proposal.outputs)
+    for node in proposal.region:
+        if node not in outputs and any(user not in inside for user in node.users):
+            return f"the intermediate value {node.name} is used elsewhere"
+    obstacle = effects.obstacle(proposal.region)
+    if obstacle is not None:
+        return obstacle[0]
+    followers = _followers(proposal)
+    needed = {source for node in proposal.region for source in node.all_input_nodes}
+    for node in followers:
+        if node in needed:
+            return f"{node.name} both needs a result of the region and feeds it"
+        if written_arguments(node) or is_random(node):
+            return f"{op_name(node)} acts on a result of the region before the region is complete"
+    return None
+
+
+def _followers(proposal: Proposal) -> list[Node]:
+    """Outside nodes between the first output and the last node of the region that depend on an output."""
+    inside, needs = set(proposal.region), set(proposal.outputs)
+    node, last = min(proposal.outputs), max(proposal.region)
+    found = []
+    while node is not last:
+        if node not in inside and any(source in needs for source in node.all_input_nodes):
+            found.append(node)
+            needs.add(node)
+        node = node.next
+    return found
+
+
+def _replace(
+    graph: Graph,
+    proposal: Proposal,
+    lowered: Lowered,
+    verification: Verification,
+    names: dict[str, int],
+    replaced: dict[Node, Node],
+) -> Integral:
+    anchor = proposal.region[-1]
+    path = module_path(anchor)
+    base = path or proposal.spec.origin
+    names[base] = names.get(base, 0) + 1
+    integral = Integral(
+        proposal.spec,
+        lowered,
+        Plan("library"),
+        name=base if names[base] == 1 else f"{base}#{names[base]}",
+        module_path=path,
+        source_line=source_line(anchor),
+        verification=verification,
+    )
+    position = last = max(proposal.region)
+    for node in _followers(proposal):
+        position.append(node)
+        position = node
+    with graph.inserting_before(last):
+        call = graph.call_module(integral.name, (), dict(proposal.operands))
+        call.meta = dict(anchor.meta) | {"integral": integral}
+        results = {proposal.outputs[0]: call}
+        if len(proposal.outputs) > 1:
+            results = {
+                node: graph.call_function(operator.getitem, (call, index))
+                for index, node in enumerate(proposal.outputs)
+            }
+            call.meta["val"] = tuple(node.meta.get("val") for node in proposal.outputs)
+    for node, result in results.items():
+        if result is not call:
+            result.meta = dict(node.meta)
+        else:
+            call.meta["val"] = node.meta.get("val")
+        node.replace_all_uses_with(result)
+        replaced[node] = result
+    for node in sorted(proposal.region, reverse=True):
+        graph.erase_node(node)
+    return integral
+
+
+def _entry(status: str, rule: Rule, proposal: Proposal, **rest: object) -> Entry:
+    anchor = proposal.region[-1]
+    return Entry(
+        status,
+        rule.name,
+        anchor.name,
+        nodes=tuple(node.name for node in proposal.region),
+        module_path=module_path(anchor),
+        source_line=source_line(anchor),
+        **rest,  # type: ignore[arg-type]
+    )

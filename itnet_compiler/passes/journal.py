@@ -1,0 +1,90 @@
+"""The journal of a rewrite: what each rule proposed, what became of it, and how near the misses came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+__all__ = ["Entry", "Journal", "module_path", "source_line"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the journal.
+
+    Attributes:
+        status: ``replaced``, ``refused`` (the rule said no) or ``rolled back`` (a check failed).
+        rule: Name of the rule.
+        anchor: Graph node at which the rule was tried.
+        integral: Name of the integral made, where one was.
+        nodes: Names of the nodes it replaced.
+        reason: Why not, where it was not replaced.
+        depth: Requirements met before the refusal.
+        error: Worst verification error.
+        module_path: Module that the anchor came from.
+        source_line: ``file.py:12`` in the user's code.
+    """
+
+    status: str
+    rule: str
+    anchor: str
+    integral: str | None = None
+    nodes: tuple[str, ...] = ()
+    reason: str | None = None
+    depth: int = 0
+    error: float | None = None
+    module_path: str = ""
+    source_line: str | None = None
+
+
+@dataclass
+class Journal:
+    """All entries of one graph, in the order in which they were made."""
+
+    entries: list[Entry] = field(default_factory=list)
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+    def near_misses(self) -> dict[str, Entry]:
+        """For every node at which rules were refused or rolled back and none succeeded: the entry that came furthest."""
+        done = {name for entry in self.entries if entry.status == "replaced" for name in entry.nodes}
+        best: dict[str, Entry] = {}
+        for entry in self.entries:
+            if entry.status == "replaced" or entry.anchor in done:
+                continue
+            known = best.get(entry.anchor)
+            if known is None or _rank(entry) > _rank(known):
+                best[entry.anchor] = entry
+        return best
+
+
+def _rank(entry: Entry) -> tuple[bool, int]:
+    return entry.status == "rolled back", entry.depth
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module that ``node`` was traced in; empty for the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return _plain(paths[-1]) if paths else ""
+
+
+def _plain(path: str) -> str:
+    # A module called a second time appears as "layer@1".
+    return path.removeprefix("L['self'].").split("@")[0]
+
+
+def source_line(node: Node) -> str | None:
+    """``file.py:12`` of the call, in the innermost frame outside torch."""
+    trace = node.meta.get("stack_trace")
+    if not trace:
+        return None
+    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    users = [frame for frame in frames if "/torch/" not in frame.replace("\\", "/")]
+    if not users:
+        return None
+    parts = users[-1].split('"')
+    number = users[-1].split("line ", 1)[1].split(",")[0]
+    return f"{parts[1].replace(chr(92), '/').rsplit('/', 1)[-1]}:{number}"

@@ -1,0 +1,66 @@
+"""Whether a sum, mean, variance … is only there to normalise: to centre or to divide what it was taken of."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from .dependence import tensors_of
+from .match import bind
+from .operators import EXTREMA, operator_name
+
+__all__ = ["is_statistic"]
+
+# Between a statistic and the division: epsilon, square root, clamps, broadcasting.
+_STEPS = frozenset(
+    "add sub mul div clamp clamp_min clamp_max maximum to float double expand expand_as unsqueeze squeeze view reshape"
+    " getitem pow square abs neg contiguous clone detach broadcast_to _to_copy type_as".split()
+)
+_DIVIDING = frozenset({"rsqrt", "sqrt", "reciprocal"})
+_CASTS = frozenset({"to", "float", "double", "_to_copy", "type_as", "clone", "detach", "contiguous"})
+_MOST_STEPS = 8
+
+
+def is_statistic(node: Node) -> bool:
+    """Whether the result of a reduction is subtracted from its own source, or leads to a root or a denominator."""
+    centres_only = operator_name(node) in EXTREMA
+    source = _uncast(next(iter(bind(node).values())))
+    frontier = {node}
+    for _ in range(_MOST_STEPS):
+        reached: set[Node] = set()
+        for value in frontier:
+            for user in value.users:
+                name = operator_name(user)
+                if _centres(user, name, value, source) or (not centres_only and _divides(user, name, value)):
+                    return True
+                if name in _STEPS and _stays(user, value):
+                    reached.add(user)
+        frontier = reached
+    return False
+
+
+def _centres(user: Node, name: str, value: Node, source: object) -> bool:
+    return name == "sub" and len(user.args) > 1 and user.args[1] is value and _uncast(user.args[0]) is source
+
+
+def _divides(user: Node, name: str, value: Node) -> bool:
+    if name in _DIVIDING:
+        return True
+    if name == "pow":
+        exponent = user.args[1]
+        return user.args[0] is value and isinstance(exponent, (int, float)) and exponent < 0
+    return name in ("div", "true_divide") and user.args[1] is value
+
+
+def _stays(user: Node, value: Node) -> bool:
+    """Whether the step computes on the statistic alone, rather than joining it with what it was taken of."""
+    if user.args[0] is not value:
+        return False
+    if len(user.all_input_nodes) == 1 or operator_name(user) in ("expand_as", "type_as", "expand", "view", "reshape"):
+        return True
+    return [t.shape for t in tensors_of(user)] == [t.shape for t in tensors_of(value)]
+
+
+def _uncast(value: object) -> object:
+    while isinstance(value, Node) and value.op == "call_function" and operator_name(value) in _CASTS:
+        value = value.args[0]
+    return value

@@ -1,0 +1,303 @@
+"""Verification: a proposed rewrite is run against the nodes it replaces, in float64, before it is made.
+
+Three comparisons (the errors are relative L2):
+
+1. the matched region against the node's exact lowering, on random inputs of the real shapes;
+2. the same with the symbolic sizes bound to other, mutually distinct values;
+3. that lowering against the family's dense definition, at small, all-different sizes.
+
+Results are kept by (spec, region, shapes), so that equal layers are checked once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ..ir.integral import Verification
+from ..ir.kernel import Spec
+from ..lowering.base import Lowered, find_lowering
+from ..settings import NEAR_MISSES, debug
+from .match import Proposal, op_name
+
+__all__ = ["TOLERANCE", "Verifier", "relative_error"]
+
+TOLERANCE = 1e-12
+# The definition sums in another order, and a recurrence carries its rounding errors over the steps.
+DEFINITION_TOLERANCE = 1e-10
+# Regions of more work than this are checked with their batch sizes made small; random float64 tensors beyond this
+# many elements are never drawn.
+_MOST_ELEMENTS = 1 << 27
+_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+
+
+class Verifier:
+    """Checks proposals; holds the results of earlier checks."""
+
+    def __init__(self) -> None:
+        self._results: dict[Any, Verification] = {}
+
+    def check(self, proposal: Proposal, lowered: Lowered) -> Verification:
+        """Run all three comparisons; ``status`` is ``failed`` with the reason in ``note`` where one does not hold."""
+        key = _key(proposal)
+        if key not in self._results:
+            self._results[key] = self._check(proposal, lowered)
+        return self._results[key]
+
+    def _check(self, proposal: Proposal, lowered: Lowered) -> Verification:
+        notes: list[str] = []
+        errors: list[float | None] = []
+        for what, bindings in (("real", _real_sizes(proposal)), ("other", _other_sizes(proposal))):
+            error, note = _compare_region(proposal, lowered, bindings)
+            if error is not None and not error <= TOLERANCE:
+                return Verification("failed", error, note=f"the lowering differs from the region at {what} sizes")
+            errors.append(error)
+            notes += [f"{what} sizes: {note}"] if note else []
+        definition = definition_error(proposal.spec)
+        if not definition <= DEFINITION_TOLERANCE:
+            return Verification("failed", *errors, definition, note="the lowering differs from the dense definition")
+        return Verification("verified", *errors, definition, note="; ".join(notes))
+
+
+def relative_error(value: Any, expected: Any) -> float:
+    """Relative L2 difference of two (tuples of) tensors, worst first; NaNs and infinities must be in the same places."""
+    if isinstance(expected, (tuple, list)):
+        if not isinstance(value, (tuple, list)) or len(value) != len(expected):
+            return float("inf")
+        return max((relative_error(a, b) for a, b in zip(value, expected, strict=True)), default=0.0)
+    if not isinstance(expected, Tensor):
+        return 0.0 if value == expected else float("inf")
+    if not isinstance(value, Tensor) or value.shape != expected.shape or value.dtype != expected.dtype:
+        return float("inf")
+    if not expected.is_floating_point() and not expected.is_complex():
+        return 0.0 if torch.equal(value, expected) else float("inf")
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    value, expected = value.detach().to(wide), expected.detach().to(wide)
+    odd = ~torch.isfinite(expected)
+    if bool((odd != ~torch.isfinite(value)).any()):
+        return float("inf")
+    if bool(odd.any()):
+        if not torch.equal(value[odd].nan_to_num(), expected[odd].nan_to_num()):
+            return float("inf")
+        value, expected = value[~odd], expected[~odd]
+    scale = float(torch.linalg.vector_norm(expected))
+    difference = float(torch.linalg.vector_norm(value - expected))
+    return difference / scale if scale else difference
+
+
+def definition_error(spec: Spec) -> float:
+    """Library lowering against the dense definition at the spec's miniature sizes, worst of outputs."""
+    sample = spec.miniature()
+    key = (sample.spec, repr(sample.draws))
+    if key not in _definition_errors:
+        operands = sample.operands(torch.float64, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            value = find_lowering("library").build(sample.spec).function(**operands)
+            expected = sample.spec.evaluate(**operands)
+        _definition_errors[key] = relative_error(value, expected)
+    return _definition_errors[key]
+
+
+# By miniature, for the life of the process: a hundred convolutions share a handful of miniatures.
+_definition_errors: dict[tuple[Spec, str], float] = {}
+
+
+def _key(proposal: Proposal) -> Any:
+    """What two proposals must share for one check to serve both: the spec, the region's program and all shapes."""
+    numbers: dict[Node, int] = {}
+
+    def number(node: Node) -> Any:
+        if node not in numbers:
+            numbers[node] = len(numbers)
+            return ("new", numbers[node], _value_key(node.meta.get("val")))
+        return ("seen", numbers[node])
+
+    def frozen(value: Any) -> Any:
+        if isinstance(value, Node):
+            return number(value)
+        if isinstance(value, (list, tuple)):
+            return tuple(frozen(item) for item in value)
+        if isinstance(value, (slice, dict)):
+            return repr(value)
+        return (type(value).__name__, value)
+
+    program = tuple(
+        (op_name(node), frozen(node.args), tuple((k, frozen(v)) for k, v in node.kwargs.items()), number(node))
+        for node in proposal.region
+    )
+    operands = tuple((role, frozen(value)) for role, value in proposal.operands.items())
+    outputs = tuple(number(node) for node in proposal.outputs)
+    return proposal.spec, program, operands, outputs
+
+
+def _value_key(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (str(value.dtype), tuple(str(size) for size in value.shape), tuple(_hint(size) for size in value.shape))
+    if isinstance(value, (list, tuple)):
+        return tuple(_value_key(item) for item in value)
+    return str(value)
+
+
+Bindings = dict[sympy.Symbol, int]
+
+
+def _sizes(proposal: Proposal) -> Iterator[Any]:
+    for node in _inputs(proposal):
+        value = node.meta.get("val")
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, Tensor):
+                yield from item.shape
+            elif isinstance(item, torch.SymInt):
+                yield item
+
+
+def _inputs(proposal: Proposal) -> list[Node]:
+    inside = set(proposal.region)
+    return list(dict.fromkeys(s for node in proposal.region for s in node.all_input_nodes if s not in inside))
+
+
+def _symbols(proposal: Proposal) -> dict[sympy.Symbol, int]:
+    """Free size symbols of the region's inputs with the sizes of the example."""
+    found: dict[sympy.Symbol, int] = {}
+    for size in _sizes(proposal):
+        if isinstance(size, torch.SymInt):
+            for symbol in sorted(size.node.expr.free_symbols, key=str):
+                hint = size.node.shape_env.backed_var_to_val.get(symbol)
+                found[symbol] = int(hint) if hint is not None else 2
+    return found
+
+
+def _real_sizes(proposal: Proposal) -> Iterable[Bindings]:
+    yield _symbols(proposal)
+
+
+def _other_sizes(proposal: Proposal) -> Iterable[Bindings]:
+    """Bindings to try in turn: small distinct primes first, then sizes ever nearer to the example's."""
+    real = _symbols(proposal)
+    if not real:
+        return
+    for attempt in range(4):
+        primes = iter(_PRIMES[attempt * 2 :])
+        yield {symbol: next(primes, 53) for symbol in real}
+    taken: set[int] = set()
+    near: Bindings = {}
+    for symbol, size in real.items():
+        value = size + 1
+        while value in taken:
+            value += 1
+        taken.add(value)
+        near[symbol] = value
+    yield near
+    yield {symbol: size * factor for factor, (symbol, size) in enumerate(real.items(), start=2)}
+
+
+def _compare_region(proposal: Proposal, lowered: Lowered, candidates: Iterable[Bindings]) -> tuple[float | None, str]:
+    """Error at the first candidate sizes at which the region itself runs; None with the reason where none does."""
+    reason, tried = "", False
+    for bindings in candidates:
+        tried = True
+        try:
+            inputs = _draw_inputs(proposal, bindings)
+            if inputs is None:
+                reason = "not checked: too large"
+                continue
+            expected = _run_region(proposal, dict(inputs), bindings)
+        except Exception as error:
+            reason = f"not checked: the region itself does not run there ({type(error).__name__})"
+            debug(NEAR_MISSES, "region of %s does not run at %s: %s", proposal.spec.origin, bindings, error)
+            continue
+        try:
+            value = _run_lowered(proposal, lowered, inputs)
+        except Exception as error:
+            return float("inf"), f"the lowering raises {type(error).__name__}: {error}"
+        return relative_error(value, expected), ""
+    return None, reason if tried else ""
+
+
+def _draw_inputs(proposal: Proposal, bindings: Bindings) -> dict[Node, Any] | None:
+    generator = torch.Generator().manual_seed(0)
+    drawn: dict[Node, Any] = {}
+    for node in _inputs(proposal):
+        value = _draw(node.meta.get("val"), bindings, generator)
+        if value is None:
+            return None
+        drawn[node] = value
+    return drawn
+
+
+def _draw(value: Any, bindings: Bindings, generator: torch.Generator) -> Any:
+    """A random value like the fake one, floating tensors widened to float64; None where it would be too large."""
+    if isinstance(value, (list, tuple)):
+        items = [_draw(item, bindings, generator) for item in value]
+        return None if any(item is None for item in items) else type(value)(items)
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return _bind(value, bindings)
+    if not isinstance(value, Tensor):
+        return value
+    shape = [_bind(size, bindings) for size in value.shape]
+    if any(size < 0 for size in shape):
+        raise ValueError("negative size")
+    if torch.Size(shape).numel() > _MOST_ELEMENTS:
+        return None
+    if value.dtype is torch.bool:
+        return torch.rand(shape, generator=generator) < 0.8
+    if value.is_complex():
+        return torch.randn(shape, generator=generator, dtype=torch.complex128)
+    if not value.is_floating_point():
+        return torch.randint(0, 2, shape, generator=generator, dtype=value.dtype)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return _like_layout(drawn, value)
+
+
+def _like_layout(drawn: Tensor, fake: Tensor) -> Tensor:
+    """``drawn`` with its axes laid out in memory in the order of ``fake``, since some operators look at strides."""
+    order = sorted(range(fake.dim()), key=lambda axis: (-_hint(fake.stride(axis)), axis))
+    inverse = [order.index(axis) for axis in range(fake.dim())]
+    return drawn.permute(order).contiguous().permute(inverse)
+
+
+def _hint(size: Any) -> int:
+    return size if isinstance(size, int) else int(size.node.hint if size.node.has_hint() else 2)
+
+
+def _bind(size: Any, bindings: Bindings) -> int:
+    if isinstance(size, int):
+        return size
+    bound = size.node.expr.xreplace({symbol: sympy.Integer(value) for symbol, value in bindings.items()})
+    return int(bound)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings) -> Any:
+    """Execute the matched nodes; casts to a floating dtype that are baked in the source go to float64."""
+
+    def look_up(node: Node) -> Any:
+        return values[node]
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for node in proposal.region:
+            args = torch.fx.node.map_arg(node.args, look_up)
+            kwargs = torch.fx.node.map_arg(node.kwargs, look_up)
+            args = tuple(_widened(value) for value in args)
+            kwargs = {name: _widened(value) for name, value in kwargs.items()}
+            function = node.target if node.target is not operator.getitem else operator.getitem
+            values[node] = function(*args, **kwargs)  # type: ignore[operator]
+    results = [values[node] for node in proposal.outputs]
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _run_lowered(proposal: Proposal, lowered: Lowered, inputs: dict[Node, Any]) -> Any:
+    operands = torch.fx.node.map_arg(dict(proposal.operands), lambda node: inputs[node])
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return lowered.function(**operands)

@@ -1,0 +1,400 @@
+"""What is behind a unified model: captured variants of its forward, and the choice between them at every call."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._guards import detect_fake_mode
+from torch.fx import Graph
+
+from ..capture.clone import shallow_clone
+from ..capture.export import Capture, capture
+from ..capture.signature import Call, Signature, SignatureReader
+from ..errors import ItnetError
+from ..ir.integral import Integral
+from ..lowering.planner import PlanRule, apply_plan
+from ..passes.engine import detect, integral_of
+from ..passes.journal import Journal
+from ..passes.verify import Verifier
+from ..progress import Progress
+from ..settings import STAGES, SUMMARY, debug, dump
+from .codegen import Generated, generate
+from .tree import TreeState
+from .trial import Trial, run_trial, watch_nested_padding
+
+__all__ = ["Program", "Variant"]
+
+# Beyond this many graphs for one signature and state, further sizes run the original code.
+_MOST_VARIANTS = 8
+
+
+@dataclass
+class Variant:
+    """One captured and rewritten graph, valid for one signature, mode and set of dtypes.
+
+    Attributes:
+        label: ``eval`` or ``train``, with the signature where there are several.
+        signature: Of the calls that it serves.
+        state: Of the module tree, as ``TreeState.read`` gave it.
+        ambient: Autocast (and, for models with fast paths, grad mode) at capture.
+        capture: Graph, guards, constants, output structure.
+        journal: What each rule did.
+        trial: Comparison with the original on the call that it was captured from; None if not made.
+        seconds: Time taken by stage.
+        refused: Why it is not run; empty where it is.
+    """
+
+    label: str
+    signature: Signature
+    state: tuple[Any, ...]
+    ambient: tuple[Any, ...]
+    capture: Capture
+    journal: Journal
+    trial: Trial | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    refused: str = ""
+    trusted: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    generated: Generated | None = None
+    stores: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+
+    @property
+    def graph(self) -> Graph:
+        """The rewritten graph."""
+        return self.capture.graph
+
+    @property
+    def integrals(self) -> list[Integral]:
+        """Its integral nodes, in graph order."""
+        return [integral for node in self.graph.nodes if (integral := integral_of(node)) is not None]
+
+    def copy(self) -> Variant:
+        """An independent variant: graph and integrals copied, tensors' fake values shared."""
+        graph = Graph()
+        mapping: dict[Any, Any] = {}
+        graph.output(graph.graph_copy(self.graph, mapping))  # type: ignore[arg-type]
+        for old, new in mapping.items():
+            new.meta = dict(old.meta)
+            if (integral := integral_of(new)) is not None:
+                new.meta["integral"] = copy.copy(integral)
+        twin = copy.copy(self)
+        twin.capture = copy.copy(self.capture)
+        twin.capture.graph = graph
+        twin.trusted, twin.generated, twin.stores = dict(self.trusted), None, []
+        return twin
+
+
+class Program:
+    """Captures, keeps and runs the variants of one unified model.
+
+    Args:
+        root: The unified module (or the clone that is about to become one).
+        original: The ``forward`` that it replaces, as a function of the module.
+        signature: Of ``original`` without the module.
+        restore: Makes a clone of ``root`` an instance of the original class again.
+        dynamic: Whether sizes stay symbolic.
+        verify: Whether rewrites are checked and new variants compared with the original.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        original: Callable[..., Any],
+        signature: inspect.Signature,
+        restore: Callable[[nn.Module], nn.Module],
+        *,
+        dynamic: bool = True,
+        verify: bool = True,
+    ) -> None:
+        self.root, self.original, self.restore = root, original, restore
+        self.dynamic, self.verified = dynamic, verify
+        self.model_name = type(root).__name__
+        self.variants: list[Variant] = []
+        self.fallbacks: list[str] = []
+        self.plan_rules: list[PlanRule] = []
+        self._signature = signature
+        self._reader = SignatureReader(signature)
+        self._tree = TreeState(root)
+        self._grad_matters = any(isinstance(module, _FAST_PATH_MODULES) for module in root.modules())
+        self._table: dict[Any, list[Variant]] = {}
+        self._refused: set[Any] = set()
+        self._lock = threading.RLock()
+
+    # ---- what users see of the current graph
+
+    @property
+    def current(self) -> Variant:
+        """The variant that was captured first for the current mode, or else the first of all."""
+        if not self.variants:
+            raise ItnetError(
+                "nothing has been captured yet", remedy="call the model once, or itnet.unify(model, example_inputs)"
+            )
+        mode = "train" if self.root.training else "eval"
+        return next((variant for variant in self.variants if variant.label.startswith(mode)), self.variants[0])
+
+    @property
+    def graph(self) -> Graph:
+        """The flat rewritten graph of the current variant."""
+        return self.current.graph
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of the current variant."""
+        return self.current.journal
+
+    @property
+    def comparison(self) -> str | None:
+        """How the current variant compared with the original on its example call."""
+        trial = self.current.trial
+        return None if trial is None else trial.describe()
+
+    # ---- running
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One call of the model: through a graph where one fits, else through the original code."""
+        if torch.compiler.is_compiling():
+            return self._traced(args, kwargs)
+        try:
+            call = self._reader.read(args, kwargs)
+        except TypeError:
+            return self.original(self.root, *args, **kwargs)
+        if self._tree.hooked():
+            self._note("modules below the root have hooks: the original code runs, so that they fire")
+            return self.original(self.root, *args, **kwargs)
+        key = (call.signature, self._tree.read(), self._ambient())
+        variant = self._choose(key, call)
+        if variant is None:
+            return self.original(self.root, *args, **kwargs)
+        return self.run(variant, call.leaves)
+
+    def _choose(self, key: tuple[Any, ...], call: Call) -> Variant | None:
+        """The variant that serves a call, captured now if need be; None where the original code is to run."""
+        shapes = [leaf.shape for leaf in call.leaves]
+        widen = True
+        for variant in self._table.get(key, ()):
+            if variant.capture.guards.fit(shapes):
+                if variant.refused:
+                    return None
+                if self._trusts(variant, call, shapes):
+                    return variant
+                widen = False
+        if key in self._refused or detect_fake_mode(call.leaves) is not None:
+            return None
+        variant = self._add(key, call, widen)
+        if variant is None or variant.refused:
+            return None
+        if variant.capture.guards.fit(shapes) and self._trusts(variant, call, shapes):
+            return variant
+        if widen and variant.capture.guards.small(shapes):
+            return self._choose(key, call)
+        self._refused.add(key)
+        self._note(f"sizes of 0 or 1 in {call.signature.describe()} cannot be captured")
+        return None
+
+    def run(self, variant: Variant, leaves: list[Tensor]) -> Any:
+        """Run the graph of ``variant`` on the tensors of a call."""
+        if variant.generated is None:
+            self._bind(variant)
+        assert variant.generated is not None
+        return variant.generated.function(*[store[name] for store, name in variant.stores], *leaves)
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call under torch.compile or torch.export: a captured graph where one fits, no capturing."""
+        call = self._reader.read(args, kwargs)
+        shapes = [leaf.shape for leaf in call.leaves]
+        for variant in self.variants:
+            same_mode = variant.state[1][0] == self.root.training and not variant.refused
+            if same_mode and variant.signature == call.signature and variant.capture.guards.fit(shapes):
+                return self.run(variant, call.leaves)
+        return self.original(self.root, *args, **kwargs)
+
+    def _ambient(self) -> tuple[Any, ...]:
+        kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        casts = tuple([torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in kinds])
+        return (*casts, torch.is_grad_enabled()) if self._grad_matters else casts
+
+    def _trusts(self, variant: Variant, call: Call, shapes: list[torch.Size]) -> bool:
+        """torch.export takes symbolic sizes to be at least 2; the first call with 0 or 1 is run both ways."""
+        small = variant.capture.guards.small(shapes)
+        if not small or not self.verified:
+            return True
+        kind = tuple([(spot, shapes[spot[0]][spot[1]]) for spot in small])
+        if kind not in variant.trusted:
+            trial = self._try(variant, call)
+            variant.trusted[kind] = trial is not None and trial.equal
+        return variant.trusted[kind]
+
+    def _try(self, variant: Variant, call: Call) -> Trial | None:
+        def graph(*args: Any, **kwargs: Any) -> Any:
+            return self.run(variant, self._reader.read(args, kwargs).leaves)
+
+        def original(*args: Any, **kwargs: Any) -> Any:
+            return self.original(self.root, *args, **kwargs)
+
+        try:
+            return run_trial(self.root, original, graph, call.args, call.kwargs)
+        except Exception as error:
+            debug(SUMMARY, "trial run failed: %s: %s", type(error).__name__, error)
+            return None
+
+    def _note(self, text: str) -> None:
+        if text not in self.fallbacks:
+            self.fallbacks.append(text)
+            debug(SUMMARY, "%s", text)
+
+    # ---- capturing
+
+    def read(self, *args: Any, **kwargs: Any) -> Call:
+        """A call in normal form. Raises ``TypeError`` for arguments that no signature can hold."""
+        return self._reader.read(args, kwargs)
+
+    def has(self, call: Call) -> bool:
+        """Whether a variant serves ``call`` in the current mode."""
+        key = (call.signature, self._tree.read(), self._ambient())
+        shapes = [leaf.shape for leaf in call.leaves]
+        return any(variant.capture.guards.fit(shapes) for variant in self._table.get(key, ()))
+
+    def _add(self, key: tuple[Any, ...], call: Call, widen: bool) -> Variant | None:
+        """Capture a further variant at a call; on failure the call's kind runs the original code from now on."""
+        with self._lock:
+            shared = self._share_with_grad_mode(key, call)
+            if shared is not None:
+                return shared
+            if len(self._table.get(key, ())) >= _MOST_VARIANTS:
+                self._refused.add(key)
+                self._note(f"more than {_MOST_VARIANTS} graphs would be needed for {call.signature.describe()}")
+                return None
+            try:
+                return self.add(call, widen=widen)
+            except ItnetError as error:
+                self._refused.add(key)
+                mode = "train" if self.root.training else "eval"
+                self._note(f"{mode} mode, {call.signature.describe()}: the original code runs: {error.reason}")
+                return None
+
+    def _share_with_grad_mode(self, key: tuple[Any, ...], call: Call) -> Variant | None:
+        """For models whose layers have fast paths without gradients: the graph of the other grad mode, if equal."""
+        if not self._grad_matters:
+            return None
+        signature, state, ambient = key
+        shapes = [leaf.shape for leaf in call.leaves]
+        for variant in self._table.get((signature, state, (*ambient[:-1], not ambient[-1])), ()):
+            if not variant.refused and variant.capture.guards.fit(shapes):
+                twin = copy.copy(variant)
+                if self.verified and not _is_virtual(self.root, call):
+                    self._compare(twin, call)
+                self._table.setdefault(key, []).append(twin)
+                return twin
+        return None
+
+    def _compare(self, variant: Variant, call: Call) -> None:
+        """Hold a new variant against the original on ``call``; refuse it where they differ."""
+        with watch_nested_padding(self.root) as padding:
+            variant.trial = self._try(variant, call)
+        if padding:
+            how = (
+                f"is not used for {padding[0]}: without gradients nn.TransformerEncoder zeroes padded positions "
+                "(pass enable_nested_tensor=False to it)"
+            )
+        elif variant.trial is None:
+            how = "could not be run"
+        elif not variant.trial.equal:
+            how = f"differs from the original by {variant.trial.error:.1e}"
+        else:
+            return
+        variant.refused = f"{variant.label}: the captured graph {how}; the original code runs"
+        self._note(variant.refused)
+
+    def add(self, call: Call, progress: Progress | None = None, *, widen: bool = True) -> Variant:
+        """Capture, rewrite and register a variant for ``call``.
+
+        Raises:
+            CaptureError: where the model cannot be captured at this call.
+        """
+        with progress or Progress() as shown:
+            state, ambient = self._tree.read(), self._ambient()
+            seconds: dict[str, float] = {}
+            start = time.perf_counter()
+            shown.stage("capture")
+            captured = capture(self.restore(shallow_clone(self.root)), call, dynamic=self.dynamic, widen=widen)
+            seconds["capture"] = time.perf_counter() - start
+            dump("captured", str(captured.graph))
+            start = time.perf_counter()
+            verifier = Verifier() if self.verified else None
+            journal = detect(captured.graph, verifier=verifier, begin=lambda total: shown.stage("verify", total))
+            seconds["detect and verify"] = time.perf_counter() - start
+            dump("rewritten", str(captured.graph))
+            variant = Variant(self._label(call.signature), call.signature, state, ambient, captured, journal)
+            variant.seconds = seconds
+            apply_plan(variant.integrals, self.plan_rules)
+            for note in captured.notes:
+                self._note(note)
+            if self.verified and not _is_virtual(self.root, call):
+                start = time.perf_counter()
+                shown.stage("compare")
+                self._compare(variant, call)
+                seconds["compare"] = time.perf_counter() - start
+            for stage, took in seconds.items():
+                debug(STAGES, "%s: %.2f s", stage, took)
+            self.variants.append(variant)
+            self._table.setdefault((call.signature, state, ambient), []).append(variant)
+            return variant
+
+    def _label(self, signature: Signature) -> str:
+        mode = "train" if self.root.training else "eval"
+        same = [v for v in self.variants if v.label.startswith(mode)]
+        return mode if not same else f"{mode} {len(same) + 1}: {signature.describe()}"
+
+    def _bind(self, variant: Variant) -> None:
+        captured = variant.capture
+        variant.generated = generate(captured.graph, captured.output, captured.constants)
+        variant.stores = []
+        for path in variant.generated.paths:
+            spot = self._tree.locate(path)
+            if spot is None:
+                spot = (captured.constants, path)
+            variant.stores.append(spot)
+
+    # ---- plans and copies
+
+    def plan(self, rule: PlanRule | None) -> None:
+        """Add a plan rule for present and later variants; None forgets all rules."""
+        rules = [] if rule is None else [*self.plan_rules, rule]
+        for variant in self.variants:
+            apply_plan(variant.integrals, rules)
+            variant.generated = None
+        self.plan_rules = rules
+
+    def find(self, pattern: str) -> list[Integral]:
+        """Integrals of the current variant whose name matches a glob."""
+        return [i for i in self.current.integrals if fnmatch.fnmatchcase(i.name, pattern)]
+
+    def bound_to(self, root: nn.Module) -> Program:
+        """The same program for a copy of the module tree."""
+        twin = Program(root, self.original, self._signature, self.restore, dynamic=self.dynamic, verify=self.verified)
+        twin.plan_rules, twin.fallbacks = list(self.plan_rules), list(self.fallbacks)
+        state = self._tree.read()
+        for variant in self.variants:
+            other = variant.copy()
+            other.state = (twin._tree.edition, *variant.state[1:])
+            twin.variants.append(other)
+            if variant.state[0] == state[0]:
+                twin._table.setdefault((other.signature, other.state, other.ambient), []).append(other)
+        return twin
+
+
+def _is_virtual(root: nn.Module, call: Call) -> bool:
+    """Whether there is nothing to run on: meta or fake tensors."""
+    tensors = [*root.parameters(), *root.buffers(), *call.leaves]
+    return any(tensor.is_meta for tensor in tensors) or detect_fake_mode(tensors) is not None
+
+
+_FAST_PATH_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)

@@ -1,0 +1,67 @@
+"""The state of a module tree that a captured graph depends on, read cheaply before every call."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["TreeState"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_kind = attrgetter("dtype", "device")
+
+
+class TreeState:
+    """Mode, dtypes, devices and identity of the parts of a module tree.
+
+    The dictionaries of the modules are looked into directly: going through ``nn.Module.__getattr__`` would cost more
+    than a small layer. A part that was replaced since the last reading makes the tree be walked again.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+        self.edition = 0
+        self._walk()
+
+    def _walk(self) -> None:
+        modules = list(self._root.modules())
+        self._dicts = [module.__dict__ for module in modules]
+        self._children = [
+            (module._modules, name, child) for module in modules for name, child in module._modules.items()
+        ]
+        stores = [store for module in modules for store in (module._parameters, module._buffers)]
+        self._present = [(store, name) for store in stores for name, value in store.items() if value is not None]
+        self._absent = [(store, name) for store in stores for name, value in store.items() if value is None]
+        self._hooks = [module.__dict__[kind] for module in modules[1:] for kind in _HOOKS]
+
+    def read(self) -> tuple[Any, ...]:
+        """What a graph's validity depends on: equal results mean that the same graph applies."""
+        for _ in range(2):
+            try:
+                same = all([store[name] is child for store, name, child in self._children])
+                if same and not any([store[name] is not None for store, name in self._absent]):
+                    kinds = [_kind(store[name]) for store, name in self._present]
+                    return (self.edition, tuple([state["training"] for state in self._dicts]), tuple(kinds))
+            except (KeyError, AttributeError):
+                pass
+            self.edition += 1
+            self._walk()
+        raise RuntimeError("the module tree changed while it was read")
+
+    def hooked(self) -> bool:
+        """Whether a module below the root has forward or backward hooks."""
+        return any(self._hooks)
+
+    def locate(self, path: str) -> tuple[dict[str, Any], str] | None:
+        """Dictionary and key that hold the tensor at ``path``, or None where the tree has no such tensor."""
+        owner, _, name = path.rpartition(".")
+        try:
+            module = self._root.get_submodule(owner)
+        except AttributeError:
+            return None
+        for store in (module._parameters, module._buffers, module.__dict__):
+            if isinstance(store.get(name), Tensor):
+                return store, name
+        return None

