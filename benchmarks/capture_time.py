@@ -34,9 +34,8 @@ def network(layers: int, *, width: int = 768) -> tuple[nn.Module, dict[str, Any]
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    config = BertConfig(
-        num_hidden_layers=layers, vocab_size=1000, hidden_size=width, num_attention_heads=12, intermediate_size=4 * width
-    )
+    widths = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": 12}
+    config = BertConfig(num_hidden_layers=layers, vocab_size=1000, **widths)
     ids = torch.randint(3, 1000, (2, 128))
     return BertModel(config).eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

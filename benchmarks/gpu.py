@@ -1,6 +1,6 @@
 """``make gpu``: the tests marked ``gpu`` and the overhead table on a CUDA device.
 
-    python -m benchmarks.gpu [--quick]
+python -m benchmarks.gpu [--quick]
 """
 
 from __future__ import annotations

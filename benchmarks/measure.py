@@ -67,9 +67,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def machine() -> str:
     """One line: what the numbers were taken on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    return (
-        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, {device}"
-    )
+    software = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{software}, {platform.system()} {platform.machine()}, {device}"
 
 
 def arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:

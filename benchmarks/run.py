@@ -1,6 +1,6 @@
 """``make bench``: every table of README.md, in its order.
 
-    python -m benchmarks.run [--quick]
+python -m benchmarks.run [--quick]
 """
 
 from __future__ import annotations

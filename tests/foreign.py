@@ -83,7 +83,8 @@ def _declare_torchvision_operators() -> None:
 
 def _binary_part_loads() -> bool:
     spec = importlib.util.find_spec("torchvision")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     for binary in sorted(Path(spec.origin).parent.glob("_C*.[sp][oy]*")):
         try:
             torch.ops.load_library(str(binary))
@@ -118,15 +119,41 @@ def _torchvision_classifier(name: str, small: int, **small_options: Any) -> None
         return model, _image(small, 224, full), {}
 
 
-for _name, _small in (
-    ("resnet50", 64),
-    ("mobilenet_v3_small", 64),
-    ("convnext_tiny", 64),
-    ("efficientnet_b0", 64),
-    ("densenet121", 64),
-    ("swin_t", 64),
-):
-    _torchvision_classifier(_name, _small, num_classes=10)
+_torchvision_classifier("resnet50", 64, num_classes=10)
+_torchvision_classifier("mobilenet_v3_small", 64, num_classes=10, width_mult=0.5)
+_torchvision_classifier("efficientnet_b0", 64, num_classes=10)
+
+
+@_network("torchvision", "convnext_tiny")
+def _convnext_tiny(full: bool) -> Built:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    widths, depths = ((96, 192, 384, 768), (3, 3, 9, 3)) if full else ((24, 48, 96), (1, 2, 1))
+    stages = zip(widths, (*widths[1:], None), depths, strict=True)
+    model = ConvNeXt([CNBlockConfig(*stage) for stage in stages], 0.1, num_classes=1000 if full else 10)
+    return model, _image(64, 224, full), {}
+
+
+@_network("torchvision", "densenet121")
+def _densenet121(full: bool) -> Built:
+    from torchvision.models.densenet import DenseNet
+
+    size = (32, (6, 12, 24, 16), 64) if full else (8, (2, 3, 2), 16)
+    model = DenseNet(*size, drop_rate=0.1, num_classes=1000 if full else 10)
+    return model, _image(64, 224, full), {}
+
+
+@_network("torchvision", "swin_t")
+def _swin_t(full: bool) -> Built:
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    size = (
+        dict(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=[7, 7])
+        if full
+        else dict(embed_dim=24, depths=[2, 2], num_heads=[2, 3], window_size=[4, 4], num_classes=10)
+    )
+    model = SwinTransformer([4, 4], **size, stochastic_depth_prob=0.2)  # shifted and, at 36 pixels, padded windows
+    return model, _image(36, 224, full), {}
 
 
 @_network("torchvision", "vit_b_16")
@@ -173,7 +200,7 @@ def _timm_classifier(name: str, small: int, **small_options: Any) -> None:
 
 _timm_classifier("mobilenetv4_conv_small_050", 64, num_classes=10)
 _timm_classifier("convnextv2_atto", 64, num_classes=10)
-_timm_classifier("ghostnet_100", 64, num_classes=10)
+_timm_classifier("ghostnet_050", 64, num_classes=10)
 _timm_classifier("vit_tiny_patch16_224", 64, num_classes=10, img_size=64, depth=3)
 
 
@@ -212,7 +239,14 @@ def _gpt2(full: bool) -> Built:
         GPT2Config(use_cache=False)
         if full
         else GPT2Config(
-            vocab_size=128, n_positions=64, n_embd=64, n_layer=2, n_head=4, use_cache=False, bos_token_id=0, eos_token_id=0
+            vocab_size=128,
+            n_positions=64,
+            n_embd=64,
+            n_layer=2,
+            n_head=4,
+            use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     )
     return GPT2LMHeadModel(config), (), {"input_ids": _tokens(128 if full else 11)}

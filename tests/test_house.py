@@ -31,13 +31,14 @@ MAY_IMPORT["inspect"] = MAY_IMPORT["runtime"] | {"runtime"}
 MAY_IMPORT["unified"] = MAY_IMPORT["inspect"] | {"inspect"}
 MAY_IMPORT["unify"] = MAY_IMPORT["unified"] | {"unified"}
 MAY_IMPORT["demo"] = BASE | {"unify"}
-MAY_IMPORT["cli"] = MAY_IMPORT["unify"] | {"demo", "unify"}
+MAY_IMPORT["arguments"] = BASE
+MAY_IMPORT["cli"] = MAY_IMPORT["unify"] | {"arguments", "demo", "unify"}
 MAY_IMPORT["__init__"] = MAY_IMPORT["unify"] | {"unify"}
 
-NETWORK = {
-    *("aiohttp", "asyncio", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "socketserver"),
-    *("ssl", "telnetlib", "urllib", "urllib3", "webbrowser", "xmlrpc"),
-}
+NETWORK = set(
+    "aiohttp asyncio ftplib http httpx huggingface_hub requests smtplib socket socketserver ssl telnetlib urllib"
+    " urllib3 webbrowser xmlrpc".split()
+)
 HEAVY = ("matplotlib", "networkx", "onnx", "sklearn", "timm", "torchvision", "transformers", "triton")
 LONGEST = 400
 

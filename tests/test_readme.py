@@ -11,7 +11,7 @@ import torch
 from itnet_compiler import demo
 from tests.documents import ROOT, blocks
 
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+PAGES = sorted(str(page.relative_to(ROOT)) for where in ("*.md", "docs/**/*.md") for page in ROOT.glob(where))
 _SECONDS = re.compile(r"\d+\.\d s\b")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 

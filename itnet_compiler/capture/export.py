@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError
 from .clone import shallow_clone
 from .guards import ShapeGuards
-from .leaves import leaves_installed, restore_leaf
+from .leaves import leaves_installed, restore_leaves
 from .signature import Call
 
 __all__ = ["Capture", "capture"]
@@ -44,6 +45,7 @@ class Capture:
         constants: Tensors and sub-graphs that exist only in the capture.
         guards: Input sizes for which the graph is valid.
         output: Structure of the model's return value; its leaves are the graph's outputs.
+        axes: Which axes were given as symbolic (see ``capture``); ``first`` where ``all`` failed or took too long.
         notes: What is special about this capture, in words for the report.
     """
 
@@ -51,40 +53,55 @@ class Capture:
     constants: dict[str, Any]
     guards: ShapeGuards
     output: pytree.TreeSpec
+    axes: str = "all"
     notes: list[str] = field(default_factory=list)
 
 
-def capture(model: nn.Module, call: Call, *, dynamic: bool = True, widen: bool = True) -> Capture:
+def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = True) -> Capture:
     """Trace ``model`` at ``call`` in its current mode.
 
     Args:
         model: Any module; its classes' own ``forward`` is traced.
         call: The call in normal form; real or meta tensors.
-        dynamic: Whether sizes stay symbolic wherever the model allows it.
+        axes: Which axes of the inputs stay symbolic where the model allows it: ``all``, only the ``first``, or ``none``.
         widen: Whether a batch of 0 or 1 is traced as a batch of 2, to keep it symbolic.
 
     Raises:
         CaptureError: where ``torch.export`` fails or the result would lose something.
     """
     _refuse_hooks(model)
-    wide = _widen_batch(call) if dynamic and widen else call
-    attempts = [(wide, "")]
-    if wide is not call:
-        attempts.append((call, "the batch size is fixed: the model cannot be captured at another than the example's"))
     failure: Exception | None = None
-    for example, note in attempts:
+    too_slow = False
+    for example, chosen, note in _attempts(call, axes, widen):
         try:
-            program = _export(model, example, dynamic)
+            program = _export(model, example, chosen)
+        except _OutOfTime:
+            too_slow = True
+            continue
         except Exception as error:
             failure = failure or error
             continue
-        result = _flatten(program)
+        result = _flatten(program, _first_names(model))
+        result.axes = chosen
+        if chosen != axes:
+            why = "takes too long" if too_slow else "fails"
+            result.notes.append(f"sizes other than the batch are fixed in each graph: tracing them symbolically {why}")
         result.notes += [note] if note else []
         return result
     assert failure is not None
     if isinstance(failure, CaptureError):
         raise failure
     raise _capture_error(failure) from failure
+
+
+def _attempts(call: Call, axes: str, widen: bool) -> Iterator[tuple[Call, str, str]]:
+    """What to try in turn: example, which axes are symbolic, and what to say of the result."""
+    wide = _widen_batch(call) if widen and axes != "none" else call
+    yield wide, axes, ""
+    if axes == "all":
+        yield wide, "first", ""
+    if wide is not call:
+        yield call, axes, "the batch size is fixed: the model cannot be captured at another than the example's"
 
 
 def _refuse_hooks(model: nn.Module) -> None:
@@ -117,15 +134,37 @@ def _widen_batch(call: Call) -> Call:
     return Call(call.signature, leaves, args, kwargs)
 
 
-def _export(model: nn.Module, call: Call, dynamic: bool) -> ExportedProgram:
+def _export(model: nn.Module, call: Call, axes: str) -> ExportedProgram:
     shapes = None
-    if dynamic:
+    if axes != "none":
         shapes = ShapesCollection()
         for leaf in call.leaves:
-            shapes[leaf] = dict.fromkeys(range(leaf.dim()), Dim.AUTO)
+            shapes[leaf] = dict.fromkeys(range(leaf.dim() if axes == "all" else min(leaf.dim(), 1)), Dim.AUTO)
     throwaway = shallow_clone(model)
+    if axes == "all":
+        _stop_after(throwaway, _PATIENCE)
     with _quiet(), _no_foreign_randomness(), leaves_installed(), torch.enable_grad(), torch.inference_mode(False):
         return torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+
+
+# Seconds of tracing with all sizes symbolic. Padded and shifted windows (Swin) make the algebra of sizes explode.
+_PATIENCE = 20.0
+
+
+class _OutOfTime(Exception):
+    """Tracing took longer than ``_PATIENCE``."""
+
+
+def _stop_after(throwaway: nn.Module, seconds: float) -> None:
+    """Make every module of a throw-away clone give up once the time has passed."""
+    deadline = time.monotonic() + seconds
+
+    def check(*_: Any) -> None:
+        if time.monotonic() > deadline:
+            raise _OutOfTime
+
+    for module in throwaway.modules():
+        module.register_forward_pre_hook(check)
 
 
 @contextlib.contextmanager
@@ -180,11 +219,12 @@ def _remedy(text: str) -> str:
     return "unify the largest submodules that torch.export accepts"
 
 
-def _flatten(program: ExportedProgram) -> Capture:
+def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
     """The exported program as a graph of our own, with lifted inputs turned back into ``get_attr``."""
     for spec in program.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise CaptureError(f"the graph returns a {spec.kind.name.lower().replace('_', ' ')}, which is not supported")
+    restore_leaves(program.graph_module)
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     source, graph = program.graph_module.graph, Graph()
     constants: dict[str, Any] = {}
@@ -193,7 +233,8 @@ def _flatten(program: ExportedProgram) -> Capture:
     for node in source.nodes:
         spec = kinds.get(node.name) if node.op == "placeholder" else None
         if spec is not None and spec.kind is not InputKind.USER_INPUT:
-            copies[node] = twin = graph.create_node("get_attr", str(spec.target), name=_attribute_name(str(spec.target)))
+            path = names.get(id(program.state_dict.get(str(spec.target))), str(spec.target))
+            copies[node] = twin = graph.create_node("get_attr", path, name=path.replace(".", "_"))
             twin.meta = dict(node.meta)
             if spec.kind in (InputKind.CONSTANT_TENSOR, InputKind.CUSTOM_OBJ):
                 constants[str(spec.target)] = program.constants[str(spec.target)]
@@ -211,8 +252,6 @@ def _flatten(program: ExportedProgram) -> Capture:
         twin.meta = dict(node.meta)
         if node.op == "placeholder":
             inputs.append(twin)
-        else:
-            restore_leaf(twin)
     outputs = next(node for node in source.nodes if node.op == "output")
     graph.output(torch.fx.node.map_arg(outputs.args[0], lambda old: copies[old]))
     _drop_dead_nodes(graph)
@@ -220,8 +259,10 @@ def _flatten(program: ExportedProgram) -> Capture:
     return Capture(graph, constants, guards, program.call_spec.out_spec)
 
 
-def _attribute_name(path: str) -> str:
-    return path.replace(".", "_")
+def _first_names(model: nn.Module) -> dict[int, str]:
+    """The first name of every parameter and buffer; a tied one has several."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {id(tensor): name for name, tensor in reversed(tensors)}
 
 
 def _drop_dead_nodes(graph: Graph) -> None:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import is_fake
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.nn.modules import rnn
 from torch.utils import _pytree as pytree
 
-__all__ = ["LEAVES", "Leaf", "leaves_installed", "restore_leaf"]
+__all__ = ["LEAVES", "Leaf", "leaves_installed", "restore_leaf", "restore_leaves"]
 
 _NAMESPACE = "itnet_leaf"
 
@@ -65,7 +65,7 @@ def _sequence_shapes(input: Tensor, hx: Any, params: Any, *flags: Any) -> tuple[
     features = states[0].shape[-1] * (2 if bidirectional else 1)
     sequence = input.transpose(0, 1) if batch_first else input
     output = input.new_empty((*sequence.shape[:-1], features))
-    return (output.transpose(0, 1) if batch_first else output, *(torch.empty_like(state) for state in states))
+    return (output.transpose(0, 1) if batch_first else output, *(state.new_empty(state.shape) for state in states))
 
 
 def _is_sequence(arguments: tuple[Any, ...]) -> bool:
@@ -74,7 +74,7 @@ def _is_sequence(arguments: tuple[Any, ...]) -> bool:
 
 
 def _recurrence(name: str, *places: tuple[Any, str]) -> Leaf:
-    everywhere = ((rnn._VF, name), (torch, name), *places)
+    everywhere = ((torch._VF, name), (torch, name), *places)
     return Leaf(name, getattr(torch.ops.aten, name).input, _sequence_shapes, everywhere, _is_sequence)
 
 
@@ -88,8 +88,6 @@ LEAVES: tuple[Leaf, ...] = (
 _library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 for _leaf in LEAVES:
     _leaf.register()
-
-_by_custom = {leaf.custom: leaf for leaf in LEAVES}
 
 
 class _Installed(threading.local):
@@ -131,11 +129,23 @@ def leaves_installed() -> Iterator[None]:
 
 def restore_leaf(node: Node) -> bool:
     """Put the operator back into ``node``, if it is a leaf recorded by a capture. Returns whether it was one."""
-    leaf = _by_custom.get(node.target) if node.op == "call_function" else None  # type: ignore[arg-type]
-    if leaf is None:
-        return False
-    node.target = leaf.operator
-    return True
+    for leaf in LEAVES:
+        if node.target is leaf.custom:
+            node.target = leaf.operator
+            return True
+    return False
+
+
+def restore_leaves(module: GraphModule) -> int:
+    """``restore_leaf`` for a whole graph and those nested in it (``no_grad`` blocks); how many leaves there were."""
+    count = 0
+    for nested in module.modules():
+        if isinstance(nested, GraphModule):
+            found = sum(restore_leaf(node) for node in nested.graph.nodes)
+            if found:
+                nested.recompile()
+            count += found
+    return count
 
 
 def _replace() -> None:

@@ -111,6 +111,10 @@ class SignatureReader:
                 entries.append((name, (type(value), value)))
             else:
                 entries.append((name, _container(value, leaves)))
+        if len(leaves) > 1 and len({id(leaf) for leaf in leaves}) < len(leaves):
+            # A model may ask whether two arguments are one tensor (nn.MultiheadAttention does).
+            first = {id(leaf): index for index, leaf in reversed(list(enumerate(leaves)))}
+            entries.append(("same tensors", (tuple, tuple(first[id(leaf)] for leaf in leaves))))
         return Call(Signature(tuple(entries)), leaves, positional, by_name)
 
 

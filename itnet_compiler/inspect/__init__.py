@@ -1,1 +1,1 @@
-
+"""Looking at a unified model: summary, report, explanations, graph export, health check."""

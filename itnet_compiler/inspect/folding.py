@@ -1,7 +1,7 @@
 """Folding: the integrals of a model as a tree of blocks in which equal siblings are shown once, ``layer.0 … 11 × 12``.
 
-Two blocks are equal when their integrals are: same names below, same layer, domain and kernel. Widths may differ (they
-belong to the operands), and so may the number of equal blocks inside: stages of 3, 5 and 2 blocks fold as ``× 3, 5, 2``.
+Two blocks are equal when their integrals are: same names below, same layer, domain and kernel. Widths may differ, since
+they belong to the operands, and so may the number of equal blocks inside: stages of 3, 5 and 2 fold as ``× 3, 5, 2``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from ..ir.integral import Integral
+from .facts import Row
 
 __all__ = ["Item", "Line", "fold", "lines"]
 
@@ -23,13 +24,13 @@ class Item:
     Attributes:
         names: Last part of the path, of each sibling it stands for.
         counts: How many siblings it stands for; one entry for every block that was folded above it.
-        integral: The integral at this very path, if any.
+        row: The integral at this very path, if any.
         parts: What is below.
         kinds: Layers below, counted, where the parts are not shown.
     """
 
     names: list[str]
-    integral: Integral | None = None
+    row: Row | None = None
     parts: list[Item] = field(default_factory=list)
     counts: list[int] = field(default_factory=lambda: [1])
     kinds: Counter[str] = field(default_factory=Counter)
@@ -42,36 +43,44 @@ class Line:
     depth: int
     label: str
     times: str
-    integral: Integral | None
+    row: Row | None
     kinds: str
 
 
-def fold(integrals: Iterable[Integral], depth: int | None = None) -> list[Item]:
-    """The folded tree; blocks deeper than ``depth`` are counted by layer instead of shown."""
+def fold(rows: Iterable[Row], depth: int | None = None) -> list[Item]:
+    """The folded tree; what is more than ``depth`` levels down is counted by layer instead of shown."""
     root = Item([""])
-    for integral in integrals:
+    for row in rows:
         here = root
-        for part in integral.name.split("."):
+        for part in row.name.split("."):
             known = next((item for item in here.parts if item.names == [part]), None)
             if known is None:
                 known = Item([part])
                 here.parts.append(known)
             here = known
-        here.integral = integral
-    _fold(root, depth)
+        here.row = row
+    _fold_parts(root, depth)
     return root.parts
 
 
 def _fold(item: Item, depth: int | None) -> None:
-    # A chain of single parts is shown as one line, so it counts as one level.
-    below = depth if depth is None or (len(item.parts) == 1 and item.integral is None) else depth - 1
-    if below is not None and below < 0 and item.parts:
-        item.kinds = Counter(integral.origin for integral in _integrals(item))
-        item.parts, item.integral = [], None
+    """Fold what is below ``item``; ``depth`` is the number of levels that may be shown there."""
+    # A chain of single parts is shown as one line, so it is one level.
+    chain = len(item.parts) == 1 and item.row is None
+    if depth == 0 and item.parts and not chain:
+        item.kinds = Counter(row.origin for row in _rows(item))
+        item.parts, item.row = [], None
         return
+    _fold_parts(item, depth if chain or depth is None else depth - 1)
+    # A block in which only counts are left to show needs no line for them.
+    if item.row is None and len(item.parts) == 1 and item.parts[0].kinds and len(item.parts[0].names) == 1:
+        item.kinds, item.parts = item.parts[0].kinds, []
+
+
+def _fold_parts(item: Item, depth: int | None) -> None:
     folded: list[Item] = []
     for part in item.parts:
-        _fold(part, below)
+        _fold(part, depth)
         if folded and _siblings(folded[-1], part) and _body(folded[-1]) == _body(part):
             _absorb(folded[-1], part)
         else:
@@ -79,11 +88,11 @@ def _fold(item: Item, depth: int | None) -> None:
     item.parts = folded
 
 
-def _integrals(item: Item) -> Iterable[Integral]:
-    if item.integral is not None:
-        yield item.integral
+def _rows(item: Item) -> Iterable[Row]:
+    if item.row is not None:
+        yield item.row
     for part in item.parts:
-        yield from _integrals(part)
+        yield from _rows(part)
 
 
 def _siblings(first: Item, second: Item) -> bool:
@@ -92,8 +101,8 @@ def _siblings(first: Item, second: Item) -> bool:
 
 
 def _body(item: Item) -> Hashable:
-    node = item.integral
-    what = None if node is None else (node.origin, node.spec.describe(), node.plan)
+    row = item.row
+    what = None if row is None else (row.origin, row.domain, row.kernel, row.lowering)
     return what, tuple(sorted(item.kinds.items())), tuple((part.names[0], _body(part)) for part in item.parts)
 
 
@@ -116,11 +125,11 @@ def lines(items: Iterable[Item], depth: int = 0, prefix: str = "") -> list[Line]
     shown: list[Line] = []
     for item in items:
         label, times = prefix + _span(item), _times(item.counts)
-        if item.integral is None and len(item.parts) == 1 and not times:
+        if item.row is None and len(item.parts) == 1 and not times:
             shown += lines(item.parts, depth, f"{label}.")
             continue
         kinds = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in item.kinds.items())
-        shown.append(Line(depth, label, times, item.integral, kinds))
+        shown.append(Line(depth, label, times, item.row, kinds))
         shown += lines(item.parts, depth + 1)
     return shown
 
@@ -139,7 +148,7 @@ def _span(item: Item) -> str:
     if len(names) == 1:
         return names[0]
     numbers = [int(re.sub(r".*?(\d+)$", r"\1", name)) for name in names]
-    gaps = any(after - before != 1 for before, after in zip(numbers, numbers[1:], strict=False))
+    gaps = any(after - before != 1 for before, after in pairwise(numbers))
     if gaps and len(names) <= 4:
         return ", ".join([names[0], *map(str, numbers[1:])])
     return f"{names[0]} … {numbers[-1]}"

@@ -11,12 +11,11 @@ def units(number: float, unit: str = "") -> str:
     """``25.6 M``, ``4.1 G``, ``840``; three digits."""
     if number < 1000:
         return f"{number:.0f} {unit}".rstrip()
-    for prefix in "kMGTPE":
-        number /= 1000
-        if number < 999.5:
-            break
+    step = 0
+    while number >= 999.5 and step < 6:
+        number, step = number / 1000, step + 1
     digits = 2 if number < 9.995 else 1 if number < 99.95 else 0
-    return f"{number:.{digits}f} {prefix}{unit}"
+    return f"{number:.{digits}f} {'kMGTPE'[step - 1]}{unit}"
 
 
 def error(value: float | None) -> str:

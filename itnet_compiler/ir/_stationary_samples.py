@@ -64,7 +64,7 @@ def _convolutions(wide: Window) -> list[Sample]:
         _convolution(wide, (2, 4, 7, 9), 6, groups=2),
         _convolution(wide, (0, 4, 7, 9), 6, groups=2),
         _convolution(_window((3, 3), padding=((1, 1), (1, 1))), (2, 7, 5, 6), 7, groups=7, bias=False),  # depthwise
-        _convolution(_window((3, 3), stride=(4, 4)), (1, 1, 63, 63), 2),
+        _convolution(_window((3, 3), stride=(4, 4)), (1, 1, 63, 7), 2),
         _convolution(_window((2, 3, 1), padding=((0, 0), (1, 1), (0, 0)), stride=(1, 2, 3)), (2, 2, 4, 5, 7), 3),
         _convolution(_window((2, 2, 2), boundary="replicate", padding=((1, 0), (0, 1), (1, 1))), (2, 2, 3, 4, 5), 3),
     ]

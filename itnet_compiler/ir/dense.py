@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, gcd, prod
 from typing import Any, ClassVar
 
@@ -151,23 +151,39 @@ class Dense(Kernel):
         return (source.flatten(-domain.rank) @ matrix.T).unflatten(-1, outputs)
 
     def miniature(self, domain: Domain, roles: tuple[str, ...]) -> Sample:
-        """Batch 2, three channels, distinct extents somewhat larger than the output; reduced axes 4, 5, 6 …"""
+        """Batch 2, three channels, at most 16 outputs; distinct extents, larger and smaller than these by turns."""
         assert isinstance(domain, Grid)
         if self.weights == "uniform":
             axes = max(max(axis + 1 if axis >= 0 else 1 - axis for axis in self.axes), 2)
-            draws: dict[str, Any] = {"input": Draw(tuple(range(2, 2 + axes)))}
-        else:
-            outputs = self.output_size or tuple(4 + 2 * axis for axis in range(domain.rank))
-            extents: list[int] = []
-            for axis, count in enumerate(outputs):
-                extent = count + 3
-                if self.scales:
-                    extent = max(extent, ceil((2 + axis) / self.scales[axis]))
-                while extent in (2, 3, *extents) or (self.weights.startswith("nearest") and _ties(extent, count)):
-                    extent += 1
-                extents.append(extent)
-            draws = {"input": Draw((2, 3, *extents)), "output_size": list(outputs)}
-        return Sample(Spec(self, domain, "miniature", roles), {role: draws[role] for role in roles})
+            return Sample(Spec(self, domain, "miniature", roles), {"input": Draw(tuple(range(2, 2 + axes)))})
+        outputs = tuple(4 + 2 * axis for axis in range(domain.rank))
+        small = self
+        if self.output_size is not None:
+            outputs = tuple(min(count, 16) for count in self.output_size)
+            small = replace(self, output_size=outputs)
+        extents: list[int] = []
+        for axis, count in enumerate(outputs):
+            extent = count - 2 if axis % 2 else count + 3
+            if self.scales is not None:
+                extent = ceil((2 + axis) / self.scales[axis])
+            extent = max(extent, 4)
+            while extent in extents or (extent < 200 and self._left_to_rounding(axis, extent, count)):
+                extent += 1
+            extents.append(extent)
+        draws = {"input": Draw((2, 3, *extents)), "output_size": list(outputs)}
+        return Sample(Spec(small, domain, "miniature", roles), {role: draws[role] for role in roles})
+
+    def _left_to_rounding(self, axis: int, extent: int, outputs: int) -> bool:
+        """Whether torch may choose another neighbour than the formula at these sizes.
+
+        It does where a position is a whole number, see ``_nearest_matrix``, and where an axis of two keeps or doubles
+        its size under a scale near 1 or 2, which it then takes for 1 or 2.
+        """
+        if not self.weights.startswith("nearest"):
+            return False
+        if self.scales is None:
+            return extent % 2 == 0 or gcd(extent, outputs) > 1
+        return int(extent * self.scales[axis]) in (extent, 2 * extent) and self.scales[axis] not in (1.0, 2.0)
 
     def work(self, domain: Domain, operands: Operands, outputs: tuple[Tensor, ...]) -> Work:
         """Nearest only copies; a maximum compares, and an average adds, every tap; other weights multiply and add."""
@@ -207,11 +223,6 @@ def _step(extent: int, outputs: int, scale: float | None, align_corners: bool = 
     if align_corners:
         return (extent - 1) / (outputs - 1) if outputs > 1 else 0.0
     return 1.0 / scale if scale is not None and scale > 0 else extent / outputs
-
-
-def _ties(extent: int, outputs: int) -> bool:
-    """Whether some output position falls on a whole source position, where rounding decides the nearest one."""
-    return extent % 2 == 0 or gcd(extent, outputs) > 1
 
 
 def _nearest_matrix(extent: int, outputs: int, step: float, exact: bool) -> Tensor:

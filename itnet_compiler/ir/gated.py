@@ -19,8 +19,8 @@ __all__ = ["Gated"]
 # Blocks stacked in the rows of W_ih and W_hh.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
-# Pointwise operations a step and unit, counting σ and tanh as 5 each.
-POINTWISE = {"lstm": 33, "gru": 24, "rnn_tanh": 7, "rnn_relu": 3}
+# Pointwise operations a step and unit besides the biases, counting σ and tanh as 5 each.
+POINTWISE = {"lstm": 33, "gru": 23, "rnn_tanh": 6, "rnn_relu": 2}
 
 
 @dataclass(frozen=True)
@@ -195,16 +195,12 @@ class Gated(Kernel):
             kept = roles or (tuple(draws) if self.bias else tuple(draws)[:4])
             draws = {role: draws[role] for role in kept}
             return Sample(Spec(self, domain, f"{self.cell}_cell", tuple(draws)), draws)
-        weights: list[Draw] = []
-        for shape in self._weight_shapes(domain, features, units, out):
-            weights.append(Draw(shape))
-        count = self.layers * domain.directions
+        states = [Draw((self.layers * domain.directions, batch, size)) for size in (out, units)]
         draws = {
             "input": Draw((batch, time, features) if self.batch_first else (time, batch, features)),
-            "hidden": [Draw((count, batch, size)) for size in (out, units)] if self.cell == "lstm" else None,
-            "weights": weights,
+            "hidden": states if self.cell == "lstm" else states[1],
+            "weights": [Draw(shape) for shape in self._weight_shapes(domain, features, units, out)],
         }
-        draws["hidden"] = draws["hidden"] or Draw((count, batch, units))
         return Sample(Spec(self, domain, self.cell, tuple(draws)), draws)
 
     def _weight_shapes(self, domain: Past, features: int, units: int, out: int) -> Iterator[tuple[int, ...]]:

@@ -127,10 +127,12 @@ def _text(expression: Any) -> str:
         return _sum(expression)
     if isinstance(expression, sympy.Mul):
         numbers = [f for f in expression.args if f.is_number]
-        factors = sorted((f for f in expression.args if not f.is_number), key=str)
+        factors = [_factor(f) for f in expression.args if not f.is_number]
+        # The batch first, single symbols before sums.
+        factors.sort(key=lambda text: (text.startswith("("), text != "N", text))
         if numbers == [sympy.Integer(-1)]:
-            return "-" + "*".join(map(_factor, factors))
-        return "*".join(_factor(part) for part in [*factors, *numbers])
+            return "-" + "*".join(factors)
+        return "*".join([*factors, *map(_factor, numbers)])
     if isinstance(expression, sympy.Pow) and expression.exp.is_Integer and expression.exp.is_positive:
         return "*".join([_factor(expression.base)] * int(expression.exp))
     name = type(expression).__name__

@@ -138,7 +138,7 @@ class Stationary(Kernel):
     def miniature(self, domain: Domain, roles: tuple[str, ...]) -> Sample:
         """Batch 2, at most three groups of few channels, and the smallest distinct extents with several windows."""
         assert isinstance(domain, Window)
-        small = replace(self, groups=min(self.groups, 3))
+        domain, small = _shortened(domain), replace(self, groups=min(self.groups, 3))
         channels, features = (3, 5) if small.groups == 1 else (2 * small.groups, 3 * small.groups)
         used, extents = {2, channels}, []
         for axis in range(domain.rank):
@@ -181,6 +181,16 @@ class Stationary(Kernel):
         from ._stationary_samples import samples
 
         return samples()
+
+
+def _shortened(domain: Window) -> Window:
+    """A window of thousands of taps with 32 or 33 (as even as it was), and padding in proportion."""
+    size = tuple(taps if taps <= 64 else 32 + taps % 2 for taps in domain.size)
+    padding = tuple(
+        (low, high) if less == taps else (round(low * (less - 1) / (taps - 1)), round(high * (less - 1) / (taps - 1)))
+        for taps, less, (low, high) in zip(domain.size, size, domain.padding, strict=True)
+    )
+    return replace(domain, size=size, padding=padding)
 
 
 def output_extents(domain: Window, extents: Sequence[int]) -> tuple[int, ...]:

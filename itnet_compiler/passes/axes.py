@@ -21,7 +21,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from . import axis_views  # noqa: F401 - registers its rules
 from .axis_algebra import Axis, AxisRole, axis
-from .axis_rules import RULES, Axes, conv_like, recurrent, scaled_attention, unknown
+from .axis_layers import conv_like, recurrent, scaled_attention
+from .axis_rules import RULES, Axes, unknown
 from .dependence import Dependence, dependences, is_parameter
 from .operators import WRAPPERS, operator_name
 

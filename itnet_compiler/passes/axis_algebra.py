@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import sympy
@@ -166,7 +167,7 @@ def broadcast(operands: Iterable[Sequence[Axis]], shape: Sequence[Any]) -> list[
 
 # c · Π expression^exponent; exact, except that a floor division is taken to leave no remainder. It does where it makes
 # up the shape of a view, since the view would not be valid otherwise.
-Monomial = tuple[Fraction, tuple[tuple[sympy.Expr, int], ...]]
+Monomial = tuple[Fraction, frozenset[tuple[sympy.Expr, int]]]
 
 
 def _product(parts: Iterable[tuple[Monomial, int]]) -> Monomial:
@@ -175,8 +176,7 @@ def _product(parts: Iterable[tuple[Monomial, int]]) -> Monomial:
         coefficient *= number**exponent
         for expression, power in symbols:
             powers[expression] = powers.get(expression, 0) + power * exponent
-    kept = sorted(((e, p) for e, p in powers.items() if p), key=lambda item: str(item[0]))
-    return coefficient, tuple(kept)
+    return coefficient, frozenset((e, p) for e, p in powers.items() if p)
 
 
 def _expression(monomial: Monomial) -> sympy.Expr:
@@ -187,7 +187,7 @@ def _expression(monomial: Monomial) -> sympy.Expr:
 @lru_cache(maxsize=65536)
 def _monomial(expression: sympy.Expr) -> Monomial:
     if expression.is_Rational:
-        return Fraction(int(expression.p), int(expression.q)), ()
+        return Fraction(int(expression.p), int(expression.q)), frozenset()
     if expression.is_Mul:
         return _product((_monomial(part), 1) for part in expression.args)
     if expression.is_Pow and expression.exp.is_Integer:
@@ -200,14 +200,14 @@ def _monomial(expression: sympy.Expr) -> Monomial:
         if not exact.is_Add:
             return _monomial(exact)
         number, rest = exact.primitive()
-        return Fraction(int(number.p), int(number.q)), ((rest, 1),)
-    return Fraction(1), ((expression, 1),)
+        return Fraction(int(number.p), int(number.q)), frozenset({(rest, 1)})
+    return Fraction(1), frozenset({(expression, 1)})
 
 
 def _size(size: Any) -> Monomial:
     if isinstance(size, torch.SymInt):
         return _monomial(size.node.expr)
-    return Fraction(int(size)), ()
+    return Fraction(int(size)), frozenset()
 
 
 def same_size(first: Any, second: Any) -> bool:
@@ -217,7 +217,7 @@ def same_size(first: Any, second: Any) -> bool:
 
 def _boundaries(sizes: Sequence[Monomial]) -> list[Monomial]:
     """Products of the first 0, 1, 2 … sizes."""
-    found = [(Fraction(1), ())]
+    found: list[Monomial] = [(Fraction(1), frozenset())]
     for size in sizes:
         found.append(_product([(found[-1], 1), (size, 1)]))
     return found
@@ -253,10 +253,9 @@ def regroup(axes: Sequence[Axis], shape: Sequence[Any]) -> list[Axis]:
     if any(_is_zero(size) for size in (*shape, *(factor.size for factor in wide))):
         return [axis(size) for size in shape]
     marks = _aligned([_size(factor.size) for factor in wide], [_size(shape[place]) for place in places])
-    for (low, start), (high, stop) in zip(marks, marks[1:], strict=False):
-        for place, found in zip(
-            places[start:stop], _split(wide[low:high], [shape[p] for p in places[start:stop]]), strict=True
-        ):
+    for (low, start), (high, stop) in pairwise(marks):
+        group = places[start:stop]
+        for place, found in zip(group, _split(wide[low:high], [shape[place] for place in group]), strict=True):
             result[place] = found
     _place_ones(factors, wide, places, marks, shape, result)
     return [found if found is not None else axis(size) for found, size in zip(result, shape, strict=True)]

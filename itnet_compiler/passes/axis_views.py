@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -16,16 +17,19 @@ from .operators import operator_name
 
 @on("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "_reshape_alias")
 def view(node: Node, look: Lookup) -> Axes:
+    """Factors of the axes, grouped anew."""
     return regroup(look(source_of(node)), shape(node))
 
 
 @on("atleast_1d", "atleast_2d", "atleast_3d")
 def at_least(node: Node, look: Lookup) -> Axes:
+    """Axes of extent 1 added."""
     return regroup(look(source_of(node)), shape(node)) if isinstance(node.meta["val"], Tensor) else unknown(node)
 
 
 @on("unsqueeze")
 def unsqueeze(node: Node, look: Lookup) -> Axes:
+    """An axis of extent 1, of which nothing is known."""
     source = list(look(source_of(node)))
     source.insert(dims_of(bind(node)["dim"], len(source) + 1)[0], axis(1))
     return source
@@ -33,6 +37,7 @@ def unsqueeze(node: Node, look: Lookup) -> Axes:
 
 @on("squeeze")
 def squeeze(node: Node, look: Lookup) -> Axes:
+    """Axes of extent 1 go."""
     source, given = look(source_of(node)), bind(node)
     dims = dims_of(given.get("dim"), len(source))
     sizes = source_of(node).meta["val"].shape
@@ -42,6 +47,7 @@ def squeeze(node: Node, look: Lookup) -> Axes:
 @on("permute", "numpy_T", "T", "t", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "mH", "adjoint")
 @on("H", "matrix_H")
 def permute(node: Node, look: Lookup) -> Axes:
+    """The same axes in another order."""
     source, given, name = look(source_of(node)), bind(node), operator_name(node)
     order = list(range(len(source)))
     if name == "permute":
@@ -66,6 +72,7 @@ def _moved(sources: Sequence[int], targets: Sequence[int], rank: int) -> list[in
 
 @on("expand", "expand_as", "broadcast_to")
 def expand(node: Node, look: Lookup) -> Axes:
+    """Axes of extent 1 become wider, and others are added in front."""
     return resize_all(look(source_of(node)), shape(node))
 
 
@@ -103,12 +110,14 @@ def stack(node: Node, look: Lookup) -> Axes:
 @on("split", "split_with_sizes", "chunk", "tensor_split", "hsplit", "vsplit", "unsafe_chunk", "unsafe_split")
 @on("unsafe_split_with_sizes", "split_copy")
 def split(node: Node, look: Lookup) -> Axes:
+    """Parts have the axes of the whole."""
     source = look(source_of(node))
     return [resize_all(source, list(part.shape)) for part in node.meta["val"]]
 
 
 @on("unbind")
 def unbind(node: Node, look: Lookup) -> Axes:
+    """One axis goes, in every part."""
     source = look(source_of(node))
     along = dims_of(bind(node)["dim"], len(source))[0]
     return [source[:along] + source[along + 1 :] for _ in node.meta["val"]]
@@ -116,6 +125,7 @@ def unbind(node: Node, look: Lookup) -> Axes:
 
 @on("select")
 def select(node: Node, look: Lookup) -> Axes:
+    """One axis goes."""
     source = look(source_of(node))
     along = dims_of(bind(node)["dim"], len(source))[0]
     return source[:along] + source[along + 1 :]
@@ -123,6 +133,7 @@ def select(node: Node, look: Lookup) -> Axes:
 
 @on("getitem")
 def getitem(node: Node, look: Lookup) -> Axes:
+    """One of several results."""
     source, index = node.args
     results = look.results(source) if isinstance(source, Node) else []
     if isinstance(index, int) and index < len(results):
@@ -140,6 +151,7 @@ def unfold(node: Node, look: Lookup) -> Axes:
 
 @on("diagonal")
 def diagonal(node: Node, look: Lookup) -> Axes:
+    """Two axes become one, at the end."""
     source, given, sizes = look(source_of(node)), bind(node), shape(node)
     gone = dims_of([given["dim1"], given["dim2"]], len(source))
     kept = [one for place, one in enumerate(source) if place not in gone]
@@ -148,6 +160,7 @@ def diagonal(node: Node, look: Lookup) -> Axes:
 
 @on("meshgrid")
 def meshgrid(node: Node, look: Lookup) -> Axes:
+    """Every result has one axis of each vector."""
     vectors = [(look(one) or [axis(1)])[0] for one in bind(node)["tensors"]]
     if bind(node).get("indexing") == "xy" and len(vectors) > 1:
         vectors[0], vectors[1] = vectors[1], vectors[0]
@@ -156,11 +169,13 @@ def meshgrid(node: Node, look: Lookup) -> Axes:
 
 @on("view_as_real")
 def view_as_real(node: Node, look: Lookup) -> Axes:
+    """Real and imaginary parts are features."""
     return [*look(source_of(node)), axis(2, AxisRole.FEATURE)]
 
 
 @on("view_as_complex")
 def view_as_complex(node: Node, look: Lookup) -> Axes:
+    """The axis of real and imaginary parts goes."""
     return look(source_of(node))[:-1]
 
 
@@ -169,9 +184,7 @@ def index(node: Node, look: Lookup) -> Axes:
     """Indexed axes become the axes of the indices, in place where they are adjacent, in front otherwise."""
     given, sizes = bind(node), shape(node)
     source, indices = look(given["self"]), list(given["indices"])
-    if any(
-        isinstance(one, Node) and one.meta["val"].dtype.is_floating_point is False and _is_mask(one) for one in indices
-    ):
+    if any(isinstance(one, Node) and one.meta["val"].dtype in (torch.bool, torch.uint8) for one in indices):
         return unknown(node)
     places = [place for place, one in enumerate(indices) if one is not None]
     if not places:
@@ -186,10 +199,6 @@ def index(node: Node, look: Lookup) -> Axes:
     return [*kept[:start], *picked, *kept[start:]]
 
 
-def _is_mask(one: Node) -> bool:
-    return str(one.meta["val"].dtype) in ("torch.bool", "torch.uint8")
-
-
 def _fourier(node: Node, look: Lookup) -> Axes:
     return resize_all(look(source_of(node)), shape(node))
 
@@ -200,5 +209,6 @@ on(*(f"fft_{kind}" for kind in (*_KINDS, "irfftn", "fftshift", "ifftshift")))(_f
 
 @on("transformers.grouped_mm_fallback", "_grouped_mm")
 def grouped_product(node: Node, look: Lookup) -> Axes:
+    """Rows keep their meaning, columns are features."""
     source: list[Any] = look(source_of(node))
     return [*source[:-1], axis(shape(node)[-1], AxisRole.FEATURE)]

@@ -59,10 +59,18 @@ class Category(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Classification:
-    """The class of one node, and why it is in it."""
+    """The class of one node, and why it is in it.
+
+    Attributes:
+        category: The class.
+        reason: One phrase.
+        mixing: Whether an unmatched node moves, or may move, information between positions. What only relates samples
+            of the batch does not.
+    """
 
     category: Category
     reason: str
+    mixing: bool = True
 
 
 def classify(graph: Graph, bodies: Mapping[str, GraphModule] | None = None) -> dict[Node, Classification]:
@@ -76,13 +84,13 @@ def classify(graph: Graph, bodies: Mapping[str, GraphModule] | None = None) -> d
 
 
 def coverage(classes: Mapping[Node, Classification]) -> float:
-    """Integrals / (integrals + unmatched nodes); 1 where there are neither.
+    """Integrals / (integrals + position-mixing operators left alone); 1 where there are neither.
 
     An operator that nothing is known of counts as position-mixing.
     """
-    counted = [found.category for found in classes.values()]
-    integrals, unmatched = counted.count(Category.INTEGRAL), counted.count(Category.UNMATCHED)
-    return integrals / (integrals + unmatched) if integrals + unmatched else 1.0
+    integrals = sum(found.category is Category.INTEGRAL for found in classes.values())
+    left = sum(found.category is Category.UNMATCHED and found.mixing for found in classes.values())
+    return integrals / (integrals + left) if integrals + left else 1.0
 
 
 def _classify(node: Node, analysis: Analysis) -> Classification:
@@ -107,6 +115,8 @@ def _classify_call(node: Node, name: str, analysis: Analysis) -> Classification:
         return Classification(Category.POINTWISE, "elementwise")
     if name in CONTRACTIONS:
         return _of_contraction(node, name, analysis)
+    if name in REDUCTIONS | CUMULATIVE and not _is_floating(node):
+        return Classification(Category.ROUTING, "counts and offsets")
     if name in REDUCTIONS:
         return _of_reduction(node, name, analysis)
     if name in SOFTMAXES or name in CUMULATIVE:
@@ -148,14 +158,23 @@ def _roles(node: Node, analysis: Analysis) -> set[AxisRole]:
         acted = source
     else:
         acted = [source[dim] for dim in (dims if isinstance(dims, (list, tuple)) else [dims])] if source else []
-    return {axis.role for axis in acted if not axis.is_one}
+    return {_acting_role(axis) for axis in acted if not axis.is_one}
+
+
+def _acting_role(axis: Axis) -> AxisRole:
+    """The role of an axis for what acts along it: a batch axis that holds positions too is one of positions."""
+    return POSITION if axis.role is BATCH and POSITION in axis.roles else axis.role
+
+
+def _is_floating(node: Node) -> bool:
+    return any(item.is_floating_point() or item.is_complex() for item in tensors_of(node))
 
 
 def _along(name: str, roles: set[AxisRole]) -> Classification:
     """By the axes acted along: features are pointwise, anything else mixes or may mix."""
-    for role, where in ((POSITION, "a position axis"), (BATCH, "the batch axis"), (UNKNOWN, "an axis of unknown role")):
+    for role, where in ((POSITION, "a position axis"), (UNKNOWN, "an axis of unknown role"), (BATCH, "the batch axis")):
         if role in roles:
-            return Classification(Category.UNMATCHED, f"{name} over {where}")
+            return Classification(Category.UNMATCHED, f"{name} over {where}", role is not BATCH)
     return Classification(Category.POINTWISE, f"{name} over features")
 
 
@@ -191,33 +210,30 @@ def _of_contraction(node: Node, name: str, analysis: Analysis) -> Classification
     between = f"{name} between two activations"
     if POSITION in summed:
         return Classification(Category.UNMATCHED, f"{between}, summed over positions: attention that no rule took")
-    for role, what in (
-        (POSITION, "positions: attention that no rule took"),
-        (BATCH, "samples"),
-        (UNKNOWN, "unknown axes"),
-    ):
+    pairs = {POSITION: "positions: attention that no rule took", BATCH: "samples", UNKNOWN: "unknown axes"}
+    for role, what in pairs.items():
         apart = {index for label, held in holders.items() if roles[label] is role and len(held) == 1 for index in held}
         if len(apart) > 1:
-            return Classification(Category.UNMATCHED, f"{between}, for all pairs of {what}")
-    if BATCH in summed:
-        return Classification(Category.UNMATCHED, f"{between}, summed over samples")
+            return Classification(Category.UNMATCHED, f"{between}, for all pairs of {what}", role is not BATCH)
     if UNKNOWN in summed:
         return Classification(Category.UNMATCHED, f"{between}, summed over an axis of unknown role")
+    if BATCH in summed:
+        return Classification(Category.UNMATCHED, f"{between}, summed over samples", False)
     return Classification(Category.POINTWISE, "product of features at each position")
 
 
 def _common_role(axes: list[Axis]) -> AxisRole:
-    roles = {axis.role for axis in axes} - {UNKNOWN}
+    roles = {_acting_role(axis) for axis in axes} - {UNKNOWN}
     return roles.pop() if len(roles) == 1 else UNKNOWN
 
 
 def _of_weighted_sum(name: str, summed: set[AxisRole]) -> Classification:
     if POSITION in summed:
         return Classification(Category.UNMATCHED, f"{name} over the position axis (token mixing)")
-    if BATCH in summed:
-        return Classification(Category.UNMATCHED, f"{name} over the batch axis")
     if UNKNOWN in summed:
         return Classification(Category.UNMATCHED, f"{name} over an axis of unknown role")
+    if BATCH in summed:
+        return Classification(Category.UNMATCHED, f"{name} over the batch axis", False)
     return Classification(Category.POINTWISE, f"{name} over features" if summed else f"{name} without a sum")
 
 

@@ -19,6 +19,8 @@ def attention(node: Node, match: Match) -> Proposal:
     for name in ("query", "key", "value"):
         match.require(rank(given[name]) >= 2, f"{name} has fewer than two axes")
     causal, grouped = (match.literal(given[name], name) for name in ("is_causal", "enable_gqa"))
+    both = causal and given["attn_mask"] is not None
+    match.require(not both, "a mask and is_causal at once, which only some of PyTorch's kernels accept")
     dropout, scale = match.literal(given["dropout_p"], "dropout_p"), match.literal(given["scale"], "scale")
     match.require(not grouped or rank(given["query"]) >= 3, "grouped attention without an axis of heads")
     kernel = Softmax(None if scale is None else float(scale), float(dropout), bool(grouped))

@@ -73,9 +73,9 @@ def attention_written_out(node: Node, match: Match) -> Proposal:
     drops = [weights] if weights is not node else []
     region = (transposed, *scores.chain, node, *drops, output)
     used_elsewhere = any(user is not output for user in weights.users)
-    operands = {"query": query, "key": key, "value": value, "mask": scores.mask}
-    for role, operand in operands.items():
-        match.require(operand not in region, f"the {role} is part of the attention itself")
+    operands: dict[str, Node | None] = {"query": query, "key": key, "value": value, "mask": scores.mask}
+    for role, taken in operands.items():
+        match.require(taken not in region, f"the {role} is part of the attention itself")
     kernel = Softmax(scores.scale, dropout, returns_weights=used_elsewhere, form=form, divisor=scores.divisor)
     spec = Spec(kernel, Keys(), "attention", present(operands))
     return propose(spec, operands, *region, outputs=(output, weights) if used_elsewhere else (output,))
@@ -147,7 +147,7 @@ def _is_product_with_transposed(node: Node) -> bool:
 
 
 def _before_transposition(node: Node, match: Match) -> Node:
-    """k of kᵀ, where the last two axes, and no others, change places."""
+    """The k of kᵀ, where the last two axes, and no others, change places."""
     axes = rank(node)
     match.call(node, *_SWAPS, reason=f"the keys come from {op_name(node)}, not from a transposition")
     match.require(len(node.users) == 1, "the transposed keys are used elsewhere too", node)

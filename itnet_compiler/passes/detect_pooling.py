@@ -1,8 +1,7 @@
-"""Rules for pooling: over windows (``stationary``), adaptive and global (``dense``), and what is refused, with why."""
+"""Rules for pooling: over windows (``stationary``) and adaptive (``dense``), and what is refused, with why."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch.fx import Node
@@ -11,14 +10,13 @@ from ..ir.dense import Dense
 from ..ir.domain import Grid, Window
 from ..ir.kernel import Spec
 from ..ir.stationary import Stationary
-from .match import Match, Proposal, bind, op_name, propose, rank, rule, value_of
+from .match import Match, Proposal, bind, op_name, propose, rule
 from .window_arguments import constant_ints, output_size, require_floating
 
 __all__ = [
     "adaptive_pooling",
     "average_pooling",
     "fractional_max_pooling",
-    "global_pooling",
     "max_pooling",
     "max_unpooling",
 ]
@@ -26,7 +24,7 @@ __all__ = [
 
 def _spatial(node: Node) -> int:
     """Number of pooled axes, from the operator's name."""
-    return int(re.search(r"pool(\d)d", op_name(node)).group(1))
+    return int(op_name(node).partition("pool")[2][0])
 
 
 def _window(match: Match, given: dict[str, Any], spatial: int, dilation: tuple[int, ...]) -> Window:
@@ -76,33 +74,6 @@ def adaptive_pooling(node: Node, match: Match) -> Proposal:
     operands = {"input": given["self"]} | operands
     origin = f"adaptive_{'max' if maximum else 'avg'}_pool{spatial}d"
     return propose(Spec(kernel, Grid(spatial), origin, tuple(operands)), operands, node)
-
-
-# By number of axes, the axes that are positions: of a channels-first grid, of a channels-last grid or sequence.
-_POSITION_AXES = {3: ((1,),), 4: ((2, 3), (1, 2)), 5: ((2, 3, 4), (1, 2, 3))}
-
-
-@rule("global_pooling", "aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default")
-def global_pooling(node: Node, match: Match) -> Proposal:
-    """Mean, sum or maximum over all positions of a grid, written as a reduction over its axes."""
-    given = bind(node)
-    source = given["self"]
-    axes = constant_ints(match, given["dim"] or (), "the axes", len(given["dim"] or ()))
-    axes_count = rank(source)
-    found = tuple(sorted(axis % axes_count for axis in axes)) if axes_count else ()
-    match.require(
-        found in _POSITION_AXES.get(axes_count, ()),
-        f"reduces axes {list(axes)} of {axes_count}: not all positions of a channels-first or channels-last grid",
-    )
-    keepdim = match.literal(given["keepdim"], "keepdim")
-    # A kept axis 1 of three is as often the channels of a hand-written norm.
-    match.require(len(axes) > 1 or not keepdim, "a kept axis 1 of three may be channels as well as positions")
-    require_floating(match, source)
-    match.require(given.get("dtype") in (None, value_of(source).dtype), "the reduction changes the dtype")
-    name = op_name(node).split(".")[1]
-    kernel = Dense("uniform", maximum=name == "amax", axes=axes, keepdim=keepdim, mean=name == "mean")
-    origin = {"mean": "global_avg_pool", "sum": "global_sum_pool", "amax": "global_max_pool"}[name]
-    return propose(Spec(kernel, Grid(len(axes)), origin, ("input",)), {"input": source}, node)
 
 
 @rule("fractional_max_pooling", "aten.fractional_max_pool2d.default", "aten.fractional_max_pool3d.default")

@@ -34,7 +34,7 @@ def _position_axes(node: Node, match: Match, given: dict[str, object]) -> tuple[
     *("aten.mean.default", "aten.mean.dim", "aten.sum.default", "aten.sum.dim_IntList", "aten.amax.default"),
 )
 def reduction(node: Node, match: Match) -> Proposal:
-    """y = Σ over the positions of x, divided by their number for a mean, or the largest x."""
+    """Σ over the positions of x, divided by their number for a mean, or the largest x."""
     given, name = bind(node), operator_name(node)
     axes = _position_axes(node, match, given)
     dtype = given.get("dtype")
@@ -50,7 +50,7 @@ def reduction(node: Node, match: Match) -> Proposal:
 
 @rule("maximum_with_indices", "aten.max.dim")
 def maximum_with_indices(node: Node, match: Match) -> Proposal:
-    """Refused: where several positions hold the maximum, ``max`` gives one of them the gradient, ``amax`` each a share."""
+    """Refused: of several equal positions, ``max(dim)`` gives one the gradient, and ``amax`` each a share of it."""
     given = bind(node)
     _position_axes(node, match, {**given, "dim": [given["dim"]]})
     match.refuse("max(dim) gives its gradient to one of several equal positions, which no kernel family does")

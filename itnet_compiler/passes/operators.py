@@ -12,6 +12,7 @@ from torch.fx import Node
 __all__ = [
     "ALIASES",
     "CONTRACTIONS",
+    "COPIES",
     "CREATIONS",
     "CUMULATIVE",
     "EMBEDDINGS",
@@ -28,6 +29,7 @@ __all__ = [
     "SOFTMAXES",
     "STATISTICS",
     "SUPPORT",
+    "VIEWS",
     "WRAPPERS",
     "operator_name",
 ]
@@ -69,8 +71,14 @@ CREATIONS = _words(
     " scalar_tensor hann_window hamming_window blackman_window normal empty_strided empty_permuted"
 )
 
+# Values copied or converted, not computed.
+COPIES = _words(
+    "to _to_copy type_as float double half bfloat16 int long bool clone contiguous alias detach lift lift_fresh"
+    " lift_fresh_copy copy fill zero cpu cuda real imag resolve_conj resolve_neg requires_grad"
+)
+
 # y[x] is a function of the arguments' values at x alone, position by position and feature by feature.
-POINTWISE = _words(
+POINTWISE = COPIES | _words(
     # arithmetic
     "abs add sub rsub mul div true_divide floor_divide remainder fmod pow float_power square sqrt rsqrt reciprocal neg"
     " negative sign sgn ceil floor round trunc frac fix addcmul addcdiv lerp maximum minimum fmax fmin hypot multiply"
@@ -81,34 +89,39 @@ POINTWISE = _words(
     " logaddexp logaddexp2 arctan arctan2 arcsin arccos special_xlog1py special_entr"
     # activations
     " relu relu6 leaky_relu prelu elu celu selu gelu silu mish sigmoid special_expit tanh logit hardswish hardsigmoid"
-    " hardtanh softplus softsign hardshrink softshrink tanhshrink threshold log_sigmoid rrelu _prelu_kernel rrelu_with_noise"
+    " hardtanh softplus softsign hardshrink softshrink tanhshrink threshold log_sigmoid rrelu"
+    " _prelu_kernel rrelu_with_noise"
     # clamps, choices, comparisons
     " clamp clamp_min clamp_max clip nan_to_num where masked_fill eq ne lt le gt ge greater greater_equal less"
-    " less_equal not_equal logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not bitwise_xor"
-    " bitwise_left_shift bitwise_right_shift __and__ __or__ __xor__ __iand__ __ior__ __lshift__ __rshift__ isnan isinf"
+    " less_equal not_equal logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not"
+    " bitwise_xor bitwise_left_shift bitwise_right_shift"
+    " __and__ __or__ __xor__ __iand__ __ior__ __lshift__ __rshift__ isnan isinf"
     " isfinite isclose isposinf isneginf isin bucketize signbit"
     # random, pointwise in their argument
     " dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout bernoulli uniform exponential random"
     " poisson cauchy log_normal geometric"
-    # casts, copies, complex parts
-    " to _to_copy type_as float double half bfloat16 int long bool clone contiguous alias detach lift lift_fresh"
-    " lift_fresh_copy copy fill zero cpu cuda real imag conj conj_physical _conj resolve_conj resolve_neg angle polar"
-    " complex fake_quantize_per_tensor_affine fake_quantize_per_channel_affine requires_grad"
+    # complex numbers, quantisation
+    " conj conj_physical _conj angle polar complex fake_quantize_per_tensor_affine fake_quantize_per_channel_affine"
     # a mask laid over the last two axes
     " tril triu"
 )
 
-# Pure moves of values between places.
-REINDEXING = _words(
+# Another view of the same values; a reshape counts as one, although it may have to copy.
+VIEWS = _words(
     "view reshape _unsafe_view view_as reshape_as flatten unflatten ravel unsqueeze squeeze permute transpose t mT mH T"
-    " H adjoint numpy_T matrix_H swapaxes swapdims movedim moveaxis expand expand_as broadcast_to broadcast_tensors repeat"
-    " tile repeat_interleave cat concat concatenate stack hstack vstack dstack column_stack row_stack split"
-    " split_with_sizes chunk tensor_split hsplit vsplit unbind unsafe_chunk unsafe_split select slice narrow pad"
+    " H adjoint numpy_T matrix_H swapaxes swapdims movedim moveaxis expand expand_as broadcast_to broadcast_tensors"
+    " split split_with_sizes chunk tensor_split hsplit vsplit unbind unsafe_chunk unsafe_split unsafe_split_with_sizes"
+    " select slice narrow unfold diagonal view_as_real view_as_complex as_strided meshgrid getitem _reshape_alias"
+    " atleast_1d atleast_2d atleast_3d"
+)
+
+# Pure moves of values between places.
+REINDEXING = VIEWS | _words(
+    "repeat tile repeat_interleave cat concat concatenate stack hstack vstack dstack column_stack row_stack pad"
     " constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d"
     " replication_pad3d _pad_circular _pad_enum roll flip fliplr flipud rot90 pixel_shuffle pixel_unshuffle"
-    " channel_shuffle native_channel_shuffle unfold im2col diagonal diag diag_embed diag_part view_as_real"
-    " view_as_complex as_strided meshgrid slice_scatter select_scatter diagonal_scatter getitem block_diag"
-    " _reshape_alias atleast_1d atleast_2d atleast_3d unsafe_split_with_sizes split_copy combinations cartesian_prod"
+    " channel_shuffle native_channel_shuffle im2col diag diag_embed diag_part slice_scatter select_scatter"
+    " diagonal_scatter block_diag split_copy combinations cartesian_prod"
 )
 
 # Statistics over channels or over everything of a sample, then a pointwise map.
@@ -193,8 +206,4 @@ MIXING: dict[str, str] = {
 }
 
 # Results that may be, or are, views of the first argument: what a later in-place write through them changes.
-ALIASES = REINDEXING - _words(
-    "cat concat concatenate stack hstack vstack dstack column_stack row_stack repeat tile repeat_interleave roll flip"
-    " fliplr flipud rot90 pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col diag diag_embed"
-    " constant_pad_nd slice_scatter select_scatter diagonal_scatter block_diag combinations cartesian_prod"
-) | _words("to type_as contiguous alias detach lift_fresh lift fill copy zero real imag dropout")
+ALIASES = VIEWS | _words("pad to type_as contiguous alias detach lift_fresh lift fill copy zero real imag dropout")

@@ -19,7 +19,7 @@ from torch.fx import Graph
 from ..capture.clone import shallow_clone
 from ..capture.export import Capture, capture
 from ..capture.signature import Call, Signature, SignatureReader
-from ..errors import ItnetError
+from ..errors import ItnetError, LoweringError, ModelError
 from ..ir.integral import Integral
 from ..lowering.planner import PlanRule, apply_plan
 from ..passes.engine import detect, integral_of
@@ -117,6 +117,7 @@ class Program:
         self.root, self.original, self.restore = root, original, restore
         self.dynamic, self.verified = dynamic, verify
         self.model_name = type(root).__name__
+        self._axes = "all" if dynamic else "none"
         self.variants: list[Variant] = []
         self.fallbacks: list[str] = []
         self.plan_rules: list[PlanRule] = []
@@ -126,6 +127,7 @@ class Program:
         self._grad_matters = any(isinstance(module, _FAST_PATH_MODULES) for module in root.modules())
         self._table: dict[Any, list[Variant]] = {}
         self._refused: set[Any] = set()
+        self._failed: dict[Any, str] = {}
         self._lock = threading.RLock()
 
     # ---- what users see of the current graph
@@ -171,9 +173,18 @@ class Program:
             return self.original(self.root, *args, **kwargs)
         key = (call.signature, self._tree.read(), self._ambient())
         variant = self._choose(key, call)
-        if variant is None:
-            return self.original(self.root, *args, **kwargs)
-        return self.run(variant, call.leaves)
+        if variant is not None:
+            return self.run(variant, call.leaves)
+        result = self.original(self.root, *args, **kwargs)
+        self._settle(key)
+        return result
+
+    def _settle(self, key: tuple[Any, ...]) -> None:
+        """The original code has accepted a call whose capture failed: that was not the caller's mistake."""
+        note = self._failed.pop(key, None)
+        if note is not None:
+            self._refused.add(key)
+            self._note(note)
 
     def _choose(self, key: tuple[Any, ...], call: Call) -> Variant | None:
         """The variant that serves a call, captured now if need be; None where the original code is to run."""
@@ -272,13 +283,23 @@ class Program:
                 self._refused.add(key)
                 self._note(f"more than {_MOST_VARIANTS} graphs would be needed for {call.signature.describe()}")
                 return None
+            self._refuse_meta(call)
             try:
                 return self.add(call, widen=widen)
             except ItnetError as error:
-                self._refused.add(key)
                 mode = "train" if self.root.training else "eval"
-                self._note(f"{mode} mode, {call.signature.describe()}: the original code runs: {error.reason}")
+                self._failed[key] = f"{mode} mode, {call.signature.describe()}: the original code runs: {error.reason}"
                 return None
+
+    def _refuse_meta(self, call: Call) -> None:
+        """Real inputs for a model without values: the one mistake that the original's own error does not explain."""
+        on_meta = next((name for name, tensor in self.root.named_parameters() if tensor.is_meta), None)
+        if on_meta is not None and not all(leaf.is_meta for leaf in call.leaves):
+            raise ModelError(
+                f"parameter {on_meta!r} is on the meta device: the model can be inspected but not run",
+                remedy="give it values first: model.to_empty(device='cpu') and model.load_state_dict(…)",
+                node=on_meta,
+            )
 
     def _share_with_grad_mode(self, key: tuple[Any, ...], call: Call) -> Variant | None:
         """For models whose layers have fast paths without gradients: the graph of the other grad mode, if equal."""
@@ -324,7 +345,8 @@ class Program:
             seconds: dict[str, float] = {}
             start = time.perf_counter()
             shown.stage("capture")
-            captured = capture(self.restore(shallow_clone(self.root)), call, dynamic=self.dynamic, widen=widen)
+            captured = capture(self.restore(shallow_clone(self.root)), call, axes=self._axes, widen=widen)
+            self._axes = captured.axes
             seconds["capture"] = time.perf_counter() - start
             dump("captured", str(captured.graph))
             start = time.perf_counter()
@@ -368,6 +390,9 @@ class Program:
     def plan(self, rule: PlanRule | None) -> None:
         """Add a plan rule for present and later variants; None forgets all rules."""
         rules = [] if rule is None else [*self.plan_rules, rule]
+        if rule is not None and not self.find(rule.pattern):
+            names = ", ".join(integral.name for integral in self.current.integrals[:5])
+            raise LoweringError(f"no integral is called {rule.pattern!r}", remedy=f"the names are {names} …")
         for variant in self.variants:
             apply_plan(variant.integrals, rules)
             variant.generated = None

@@ -13,7 +13,7 @@ from itnet_compiler.ir.domain import Keys
 from itnet_compiler.ir.softmax import Softmax
 from itnet_compiler.passes.detect_attention import attention
 
-from .regions import captured, check_region, propose_one
+from .regions import captured, check_region, propose_one, refusals
 
 
 class Attend(nn.Module):
@@ -96,3 +96,9 @@ def test_dropout_is_what_runs() -> None:
     block = Block()
     assert propose_one(captured(block, x), attention).spec.kernel.dropout == pytest.approx(0.3)
     assert propose_one(captured(block.eval(), x), attention).spec.kernel.dropout == 0.0
+
+
+def test_mask_and_causal_at_once_are_refused() -> None:
+    q = torch.randn(2, 3, 5, 8)
+    graph = captured(Attend(is_causal=True), q, q, q, torch.randn(5, 5))
+    assert "mask and is_causal" in refusals(graph, attention)[0]

@@ -91,9 +91,7 @@ def test_packed_sequences_are_refused() -> None:
     graph = torch.fx.Graph()
     data, sizes, h, c = (graph.placeholder(name) for name in ("data", "batch_sizes", "h", "c"))
     weights = [graph.placeholder(f"weight{index}") for index in range(4)]
-    node = graph.call_function(
-        torch.ops.aten.lstm.data, (data, sizes, [h, c], weights, True, 1, 0.0, False, False)
-    )
+    node = graph.call_function(torch.ops.aten.lstm.data, (data, sizes, [h, c], weights, True, 1, 0.0, False, False))
     assert op_name(node) in packed_recurrence.anchors
     with pytest.raises(Refusal, match="every time step has another batch size"):
         packed_recurrence(node)

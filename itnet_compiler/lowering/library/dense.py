@@ -48,7 +48,8 @@ _INTERPOLATE: dict[tuple[str, int, bool], Callable[..., Any]] = {
 def lower(spec: Spec) -> Lowered:
     """The operator of the node, with every attribute a literal. Raises ``LoweringError`` where there is none."""
     kernel, grid = spec.kernel, spec.domain
-    assert isinstance(kernel, Dense) and isinstance(grid, Grid)
+    assert isinstance(kernel, Dense)
+    assert isinstance(grid, Grid)
     if kernel.weights == "uniform":
         return _uniform(spec, kernel)
     size = "output_size" if "output_size" in spec.operands else repr(kernel.output_size)

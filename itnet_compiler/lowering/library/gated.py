@@ -20,7 +20,8 @@ _functions = torch._C._VariableFunctions
 def lower(spec: Spec) -> Lowered:
     """The call that the source made."""
     kernel, domain = spec.kernel, spec.domain
-    assert isinstance(kernel, Gated) and isinstance(domain, Past)
+    assert isinstance(kernel, Gated)
+    assert isinstance(domain, Past)
     if domain.single_step:
         name = f"{kernel.cell}_cell"
         roles = ("input", "hidden", "w_ih", "w_hh", "b_ih", "b_hh")

@@ -21,7 +21,8 @@ _functions = torch._C._VariableFunctions
 def lower(spec: Spec) -> Lowered:
     """The calls that the source made, in its order, so that bits and the random stream of dropout stay."""
     kernel, domain = spec.kernel, spec.domain
-    assert isinstance(kernel, Softmax) and isinstance(domain, Keys)
+    assert isinstance(kernel, Softmax)
+    assert isinstance(domain, Keys)
     return _fused(spec, kernel, domain) if kernel.form == "fused" else _written_out(spec, kernel, domain)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...errors import LoweringError
@@ -20,7 +22,8 @@ _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate",
 def lower(spec: Spec) -> Lowered:
     """The operator of the node's window, every attribute a literal. Raises ``LoweringError`` where there is none."""
     kernel, window = spec.kernel, spec.domain
-    assert isinstance(kernel, Stationary) and isinstance(window, Window)
+    assert isinstance(kernel, Stationary)
+    assert isinstance(window, Window)
     if kernel.weights == "learned":
         return _transposed(spec, kernel, window) if window.transposed else _convolution(spec, kernel, window)
     return _maximum(spec, kernel, window) if kernel.maximum else _average(spec, kernel, window)
@@ -31,7 +34,8 @@ def _convolution(spec: Spec, kernel: Stationary, window: Window) -> Lowered:
     name = f"conv{window.rank}d"
     lows = tuple(low for low, _ in window.padding)
     padding: object = lows
-    source, namespace = "input", {name: function}
+    source = "input"
+    namespace: dict[str, Any] = {name: function}
     if window.boundary == "zeros" and _symmetric(window):
         pass
     elif window.boundary == "zeros" and _is_same(window):
@@ -85,7 +89,7 @@ def _maximum(spec: Spec, kernel: Stationary, window: Window) -> Lowered:
     return Lowered(spec.operands, f"{name}({arguments})", namespace | {name: function})
 
 
-def _pooled(window: Window) -> tuple[str, tuple[int, ...], dict]:
+def _pooled(window: Window) -> tuple[str, tuple[int, ...], dict[str, Any]]:
     """Source expression, the operator's own padding and the names used, for a pooling window."""
     if window.boundary == "zeros":
         if not _symmetric(window):
