@@ -15,7 +15,7 @@ WORKERS ?= 2
 PYTEST  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check format bench zoo zoo-quick gpu doctor clean
+.PHONY: help demo test test-quick check format bench zoo zoo-quick readme gpu doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -65,6 +65,9 @@ zoo: $(DEV_STAMP)  ## unify every network the tests know and print what was reco
 
 zoo-quick: $(DEV_STAMP)  ## the same for one small network of each library
 	@$(BIN)/python -m benchmarks.zoo --quick $(ARGS)
+
+readme: $(DEV_STAMP)  ## put the output of the demo into README.md (the tables: make bench ARGS=--write)
+	@$(BIN)/python -m benchmarks.readme
 
 gpu: $(DEV_STAMP)  ## the GPU tests and the overhead table on a CUDA device
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)

@@ -1,6 +1,6 @@
 """How long ``unify`` takes beside ``torch.export.export`` alone, and how it grows with depth.
 
-    python -m benchmarks.capture_time [--quick]
+    python -m benchmarks.capture_time [--quick] [--write]
 
 BERT of base width at 128 tokens, with 12, 24 and 48 layers; the export has the same dynamic shapes. Bar: at most twice
 the export, verification included; the comparison with the original on the example call is counted apart.
@@ -20,6 +20,7 @@ from torch import nn
 from torch.export import Dim
 
 import itnet
+from benchmarks import readme
 from benchmarks.measure import arguments, machine, table
 from itnet_compiler.unified import program_of
 from tests import foreign
@@ -95,8 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(min(2, torch.get_num_threads()))
     warnings.simplefilter("ignore")
     found = rows((12,) if options.quick else (12, 24, 48), repeats=1 if options.quick else 3)
-    print(f"Time of unify beside torch.export.export ({machine()}, 128 tokens)\n")
-    print(table(HEADER, found))
+    text = f"Time of unify beside torch.export.export ({machine()}, 128 tokens):\n\n{table(HEADER, found)}"
+    print(text)
+    if options.write:
+        readme.put("benchmarks/capture_time.py", text)
     return int(any(float(row[4]) > ALLOWED_RATIO for row in found))
 
 

@@ -72,8 +72,9 @@ def machine() -> str:
 
 
 def arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """``--quick``, and ``--only NAME`` where the benchmark has rows with names."""
+    """``--quick``, ``--write``, and ``--only NAME …`` where the benchmark has rows with names."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller cases; the numbers are rougher")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
     parser.add_argument("--only", metavar="NAME", nargs="*", default=[], help="these rows only")
     return parser.parse_args(argv)

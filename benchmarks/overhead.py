@@ -1,6 +1,6 @@
 """Promise 6: a unified model is at most 1.03 times as slow as the original, or 50 µs where that is more.
 
-    python -m benchmarks.overhead [--quick] [--only NAME …]
+    python -m benchmarks.overhead [--quick] [--write] [--only NAME …]
 
 Original, unified and the original once more alternate in one process; original against itself (A/A) says how far the
 ratio beside it can be trusted. ``compile`` compares torch.compile(unified) with torch.compile(model).
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import itnet
+from benchmarks import readme
 from benchmarks.measure import alternate, arguments, machine, table, typical
 from tests import foreign
 
@@ -59,9 +60,9 @@ def compare(
 
 
 def graph_breaks(model: nn.Module, args: Any, kwargs: Any) -> int:
-    """Graph breaks that torch.compile meets in one call."""
+    """Graph breaks that torch.compile meets in one call; 0 too where it skips the whole model (−1 for torch)."""
     torch._dynamo.reset()
-    return torch._dynamo.explain(model)(*args, **kwargs).graph_break_count
+    return max(0, torch._dynamo.explain(model)(*args, **kwargs).graph_break_count)
 
 
 def rows(
@@ -98,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(min(2, torch.get_num_threads()))
     warnings.simplefilter("ignore")
     found = rows(options.only or NETWORKS, compiled=not options.quick, seconds=6.0 if options.quick else 20.0)
-    print(f"Time of the original and of the unified model ({machine()}, batch 2)\n")
-    print(table(HEADER, found))
+    text = f"Time of the original and of the unified model ({machine()}, batch 2):\n\n{table(HEADER, found)}"
+    print(text)
+    if options.write:
+        readme.put("benchmarks/overhead.py", text)
     return int(any(row[-1] != "yes" or "new" in row[1] for row in found))
 
 

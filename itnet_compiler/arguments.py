@@ -178,7 +178,7 @@ def parse_inputs(texts: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     positional: list[Any] = []
     named: dict[str, Any] = {}
     for text in texts:
-        found = re.fullmatch(r"\s*(?:(?P<name>[A-Za-z_]\w*)\s*=)?\s*(?P<value>.+?)\s*", text)
+        found = re.fullmatch(r"\s*(?:(?P<name>[A-Za-z_]\w*)\s*=)?\s*(?P<value>\S.*?)\s*", text)
         if found is None:
             raise InputError(f"the input {text!r} is empty", remedy=_EXAMPLE)
         value = _value(found["value"], text, generator)

@@ -46,8 +46,9 @@ class DigitReader(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, padding=1)
         self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(width)
+        self.pool = nn.MaxPool2d(2)
         self.norm3 = nn.LayerNorm(width)
         self.attention = Attention(width, heads=4, dropout=0.1)
         self.dropout = nn.Dropout(0.1)
@@ -57,7 +58,7 @@ class DigitReader(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """``images``: [batch, 1, 8, 8]; returns logits [batch, classes]."""
         x = F.relu(self.norm1(self.conv1(images)))
-        x = F.relu(self.norm2(self.conv2(x)))
+        x = self.pool(F.relu(self.norm2(self.conv2(x))))
         tokens = x.flatten(2).transpose(1, 2)
         tokens = tokens + self.dropout(self.attention(self.norm3(tokens)))
         states, _ = self.gru(tokens)

@@ -25,6 +25,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
+from . import fast_paths
 from .clone import shallow_clone
 from .guards import ShapeGuards
 from .leaves import leaves_installed, restore_leaves
@@ -57,7 +58,7 @@ class Capture:
     notes: list[str] = field(default_factory=list)
 
 
-def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = True) -> Capture:
+def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = True, grad: bool = True) -> Capture:
     """Trace ``model`` at ``call`` in its current mode.
 
     Args:
@@ -65,6 +66,7 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
         call: The call in normal form; real or meta tensors.
         axes: Which axes of the inputs stay symbolic where the model allows it: ``all``, only the ``first``, or ``none``.
         widen: Whether a batch of 0 or 1 is traced as a batch of 2, to keep it symbolic.
+        grad: Whether gradients are enabled while tracing.
 
     Raises:
         CaptureError: where ``torch.export`` fails or the result would lose something.
@@ -74,7 +76,7 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
     too_slow = False
     for example, chosen, note in _attempts(call, axes, widen):
         try:
-            program = _export(model, example, chosen)
+            program = _export(model, example, chosen, grad)
         except _OutOfTime:
             too_slow = True
             continue
@@ -121,29 +123,31 @@ def _widen_batch(call: Call) -> Call:
     if not sized or any(leaf.shape[0] > 1 for leaf in sized):
         return call
 
-    def widen(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.dim():
-            return value
+    def widen(value: Tensor) -> Tensor:
         if value.shape[0] == 1:
-            return torch.cat([value, value]).requires_grad_(value.requires_grad and value.is_leaf)
+            return torch.cat([value, value]).requires_grad_(value.requires_grad)
         return value.new_zeros((2, *value.shape[1:]))
 
+    # One tensor given twice stays one tensor.
     with torch.no_grad():
-        args, kwargs = pytree.tree_map(widen, (call.args, call.kwargs))
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        wide = {id(leaf): widen(leaf) for leaf in sized}
+    args, kwargs = pytree.tree_map(lambda value: wide.get(id(value), value), (call.args, call.kwargs))
+    leaves = [wide.get(id(leaf), leaf) for leaf in call.leaves]
     return Call(call.signature, leaves, args, kwargs)
 
 
-def _export(model: nn.Module, call: Call, axes: str) -> ExportedProgram:
+def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> ExportedProgram:
     shapes = None
     if axes != "none":
         shapes = ShapesCollection()
         for leaf in call.leaves:
             shapes[leaf] = dict.fromkeys(range(leaf.dim() if axes == "all" else min(leaf.dim(), 1)), Dim.AUTO)
     throwaway = shallow_clone(model)
+    fast_paths.prepare(throwaway)
     if axes == "all":
         _stop_after(throwaway, _PATIENCE)
-    with _quiet(), _no_foreign_randomness(), leaves_installed(), torch.enable_grad(), torch.inference_mode(False):
+    # In this order: inference_mode sets the grad mode too.
+    with _quiet(), _no_foreign_randomness(), leaves_installed(), torch.inference_mode(False), torch.set_grad_enabled(grad):
         return torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
 
 
@@ -163,8 +167,12 @@ def _stop_after(throwaway: nn.Module, seconds: float) -> None:
         if time.monotonic() > deadline:
             raise _OutOfTime
 
+    # Within an encoder layer a hook would shut its fast path.
+    layers = [module for module in throwaway.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    spared = {module for layer in layers for module in layer.modules()}
     for module in throwaway.modules():
-        module.register_forward_pre_hook(check)
+        if module not in spared:
+            module.register_forward_pre_hook(check)
 
 
 @contextlib.contextmanager

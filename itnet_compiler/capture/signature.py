@@ -6,12 +6,15 @@ their default are left out, and positional arguments go by name.
 
 from __future__ import annotations
 
+import enum
 import inspect
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 __all__ = ["Call", "Signature", "SignatureReader"]
@@ -60,8 +63,8 @@ class SignatureReader:
     """Reads calls of one ``forward``: positional and keyword arguments to a signature and its tensor leaves.
 
     Raises:
-        TypeError: at ``read`` for an argument that cannot be part of a signature (an object that is no tensor, no
-            container of tensors and not hashable).
+        TypeError: at ``read`` for an argument that cannot be part of a signature: a tensor subclass, or an object
+            that is neither a tensor, nor a plain value, nor a tuple, list or dict of them.
     """
 
     def __init__(self, signature: inspect.Signature) -> None:
@@ -105,9 +108,9 @@ class SignatureReader:
         leaves: list[Tensor] = []
         for name, value in (by_position | by_name).items():
             if isinstance(value, Tensor):
-                entries.append((name, (Tensor, value.dtype, value.dim(), value.device)))
+                entries.append((name, _kind(value)))
                 leaves.append(value)
-            elif value is None or isinstance(value, (bool, int, float, str)):
+            elif isinstance(value, _LITERALS):
                 entries.append((name, (type(value), value)))
             else:
                 entries.append((name, _container(value, leaves)))
@@ -125,15 +128,35 @@ def _same(value: Any, default: Any) -> bool:
     return isinstance(value, simple) and type(value) is type(default) and value == default
 
 
+def _kind(value: Tensor) -> Hashable:
+    if type(value) not in _PLAIN:
+        raise TypeError(f"a {type(value).__name__} is not a plain tensor")
+    return (Tensor, value.dtype, value.dim(), value.device, value.layout)
+
+
 def _container(value: Any, leaves: list[Tensor]) -> Hashable:
     """Entry for a container argument; its tensors are appended to ``leaves``."""
     parts, spec = pytree.tree_flatten(value)
+    _refuse_objects(spec)
     described: list[Hashable] = []
     for part in parts:
         if isinstance(part, Tensor):
-            described.append((Tensor, part.dtype, part.dim(), part.device))
+            described.append(_kind(part))
             leaves.append(part)
-        else:
-            hash(part)
+        elif isinstance(part, _LITERALS):
             described.append((type(part), part))
+        else:
+            raise TypeError(f"a {type(part).__name__} is neither a tensor nor a plain value")
     return (pytree.TreeSpec, str(spec), tuple(described))
+
+
+def _refuse_objects(spec: pytree.TreeSpec) -> None:
+    """Only containers without a life of their own: a key-value cache is changed by the model that it is given to."""
+    if spec.type is not None and not issubclass(spec.type, (tuple, list, dict)):
+        raise TypeError(f"a {spec.type.__name__} is not a plain container")
+    for child in spec.children():
+        _refuse_objects(child)
+
+
+_LITERALS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, slice, enum.Enum)
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, FakeTensor})

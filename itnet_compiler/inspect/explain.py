@@ -48,7 +48,7 @@ def explain(program: Program, path: str) -> str:
     others = [node for node in nodes if "integral" not in node.meta]
     head = f"{path or program.model_name}: {count(len(integrals), 'integral')}, {count(len(others), 'other operator')}"
     parts = [head]
-    for alike in _alike(integrals):
+    for alike in _alike(facts, integrals):
         parts.append(_integral(facts, alike[0]))
         if len(alike) > 1:
             parts[-1] += f"\n\n  the same   {', '.join(facts.name(node) for node in alike[1:])}"
@@ -58,14 +58,16 @@ def explain(program: Program, path: str) -> str:
 
 def equation(kernel: Kernel) -> list[str]:
     """The definition of a kernel in symbols, as its class writes it down: the family's own documentation."""
-    documented = (
-        inspect.cleandoc(type(kernel).__doc__ or "").replace("``", "").split("Operands")[0].split("Attributes:")[0]
-    )
+    documented = _plain(type(kernel).__doc__).split("Operands")[0].split("Attributes:")[0]
     formulas = [line for line in documented.splitlines() if line.startswith("    ")]
-    summary = inspect.cleandoc(type(kernel).evaluate.__doc__ or "").split("\n\n")[0]
     if formulas:
         return _relevant(textwrap.dedent("\n".join(formulas)).splitlines(), kernel)
-    return textwrap.wrap(summary, _WIDTH - 6)
+    summary = _plain(type(kernel).evaluate.__doc__).split("\n\n")[0]
+    return textwrap.wrap(summary if "=" in summary else f"y = {summary}", _WIDTH - 6)
+
+
+def _plain(documentation: str | None) -> str:
+    return inspect.cleandoc(documentation or "").replace("``", "")
 
 
 def _relevant(formulas: list[str], kernel: Kernel) -> list[str]:
@@ -80,12 +82,12 @@ def _relevant(formulas: list[str], kernel: Kernel) -> list[str]:
     return kept or formulas
 
 
-def _alike(integrals: list[Node]) -> list[list[Node]]:
+def _alike(facts: Facts, integrals: list[Node]) -> list[list[Node]]:
     """Integral nodes that differ in nothing but their names and weights, together."""
     groups: dict[Any, list[Node]] = {}
     for node in integrals:
         integral = node.meta["integral"]
-        shapes = str([value.meta.get("val") for value in node.all_input_nodes])
+        shapes = str([facts.printer.sizes.type(value.meta.get("val")) for value in node.all_input_nodes])
         groups.setdefault((integral.spec, integral.plan, integral.verification, shapes), []).append(node)
     return list(groups.values())
 
@@ -145,7 +147,7 @@ def _integral(facts: Facts, node: Node) -> str:
 
 def _support(domain: Domain) -> list[tuple[str, str]]:
     """The positions of a domain as a formula, where its class documents one."""
-    documented = inspect.cleandoc(type(domain).__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    documented = _plain(type(domain).__doc__).split("\n\n")[0].replace("\n", " ")
     return [("", documented)] if " = " in documented else []
 
 

@@ -1,4 +1,4 @@
-"""What every kernel family is: a frozen dataclass whose ``evaluate`` in plain torch is its definition."""
+"""What every kernel is: a frozen dataclass of a family, whose ``evaluate`` in plain torch is its definition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .domain import Domain
 
-__all__ = ["Draw", "Kernel", "Sample", "Spec", "Work", "families"]
+__all__ = ["Draw", "Kernel", "Sample", "Spec", "Work", "kernels"]
 
 Operands = Mapping[str, Any]
 
@@ -30,7 +30,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Base of all kernel families.
+    """Base of all kernels.
 
     A subclass is one file in ``ir/``: a frozen dataclass of structure (plain Python values only; tensors are
     operands), found by scanning. ``evaluate`` is its mathematical definition: dense, in plain torch operators, no
@@ -128,10 +128,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Draw:
-    """How to draw one random operand: shape and kind (``float``, ``bool`` with ~70 % True, or ``mask`` of 0 / −inf)."""
+    """How to draw one random operand: shape and kind (``float``, ``bool`` with ~70 % True, or ``mask`` of 0 / −inf).
+
+    Floats are normal, with standard deviation ``deviation``.
+    """
 
     shape: tuple[int, ...]
     kind: str = "float"
+    deviation: float = 1.0
 
     def tensor(self, dtype: torch.dtype, generator: torch.Generator, *, strided: bool = False) -> Tensor:
         """A random tensor; with ``strided`` a non-contiguous view holding the same values."""
@@ -141,7 +145,7 @@ class Draw:
             keep = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
             value = torch.zeros(self.shape, dtype=dtype).masked_fill(~keep, float("-inf"))
         else:
-            value = torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
+            value = torch.randn(self.shape, generator=generator, dtype=torch.float64).mul_(self.deviation).to(dtype)
         if strided and value.dim():
             wide = value.new_zeros((*self.shape[:-1], 2 * self.shape[-1]))
             wide[..., ::2] = value
@@ -169,13 +173,14 @@ class Sample:
         return {role: one(item) for role, item in self.draws.items()}
 
 
-def families() -> dict[str, type[Kernel]]:
-    """Every kernel family by name: all ``Kernel`` subclasses in the modules of ``ir/``."""
+def kernels() -> tuple[type[Kernel], ...]:
+    """Every kernel: all ``Kernel`` subclasses with a family in the modules of ``ir/``. A family may have several."""
     from ..registry import scan
 
-    found: dict[str, type[Kernel]] = {}
-    for module in scan("itnet_compiler.ir"):
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Kernel) and value.family:
-                found[value.family] = value
-    return found
+    found = {
+        value: None
+        for module in scan("itnet_compiler.ir")
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Kernel) and value.family
+    }
+    return tuple(found)

@@ -105,7 +105,8 @@ class Sizes:
 def _symbols_of(value: Any) -> set[sympy.Symbol]:
     if not isinstance(value, Tensor):
         return set()
-    symbolic = [size.node.expr for size in value.shape if isinstance(size, torch.SymInt)]
+    sizes: tuple[Any, ...] = tuple(value.shape)
+    symbolic = [size.node.expr for size in sizes if isinstance(size, torch.SymInt)]
     return {expression for expression in symbolic if isinstance(expression, sympy.Symbol)}
 
 

@@ -19,7 +19,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import CleanDiv, FloorDiv
 
-__all__ = ["Axis", "AxisRole", "Factor", "Variable", "axis", "broadcast", "join", "regroup", "resized", "same_size"]
+__all__ = ["Axis", "AxisRole", "Factor", "Variable", "axis", "broadcast", "has_extent", "join", "regroup", "resized"]
 
 
 class AxisRole(enum.Enum):
@@ -77,7 +77,7 @@ class Variable:
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """A factor of an axis: its extent (int or SymInt) and role."""
+    """A factor of an axis: its extent (int, SymInt or ``Monomial``) and role."""
 
     size: Any
     variable: Variable
@@ -204,20 +204,25 @@ def _monomial(expression: sympy.Expr) -> Monomial:
     return Fraction(1), frozenset({(expression, 1)})
 
 
+ONE: Monomial = (Fraction(1), frozenset())
+
+
 def _size(size: Any) -> Monomial:
+    if isinstance(size, tuple):
+        return size
     if isinstance(size, torch.SymInt):
         return _monomial(size.node.expr)
     return Fraction(int(size)), frozenset()
 
 
-def same_size(first: Any, second: Any) -> bool:
-    """Whether two extents are equal as expressions."""
-    return _size(first) == _size(second)
+def has_extent(one: Axis, size: Any) -> bool:
+    """Whether the extent of an axis is ``size``, as expressions."""
+    return _product((_size(factor.size), 1) for factor in one.factors) == _size(size)
 
 
 def _boundaries(sizes: Sequence[Monomial]) -> list[Monomial]:
     """Products of the first 0, 1, 2 … sizes."""
-    found: list[Monomial] = [(Fraction(1), frozenset())]
+    found = [ONE]
     for size in sizes:
         found.append(_product([(found[-1], 1), (size, 1)]))
     return found
@@ -262,14 +267,58 @@ def regroup(axes: Sequence[Axis], shape: Sequence[Any]) -> list[Axis]:
 
 
 def _split(factors: Sequence[Factor], sizes: Sequence[Any]) -> list[Axis]:
-    """One group: merged into one axis, or taken apart where all factors have one role."""
+    """One group: merged into one axis, or taken apart."""
     if len(sizes) == 1 and factors:
         return [Axis(tuple(factors))]
+    found = _taken_apart(factors, sizes)
+    if found is not None:
+        return found
     roles = {factor.variable.role for factor in factors}
     if len(roles) != 1 or AxisRole.UNKNOWN in roles:
         return [axis(size) for size in sizes]
     shared = factors[0].variable
     return [Axis((Factor(size, shared),)) for size in sizes]
+
+
+def _taken_apart(factors: Sequence[Factor], sizes: Sequence[Any]) -> list[Axis] | None:
+    """From the fastest axis on: whole factors, and of the last one a part that divides it; None where none does."""
+    left = list(factors)
+    result = []
+    for size in reversed(sizes):
+        need, taken = _size(size), []
+        while need != ONE:
+            if not left:
+                return None
+            factor = left.pop()
+            have = _size(factor.size)
+            if (rest := _quotient(need, have)) is not None:
+                taken.append(factor)
+                need = rest
+            elif (rest := _quotient(have, need)) is not None:
+                slow, fast = _two_parts(factor, rest, need)
+                left.append(slow)
+                taken.append(fast)
+                need = ONE
+            else:
+                return None
+        if not taken:
+            return None
+        result.append(Axis(tuple(reversed(taken))))
+    return None if left else result[::-1]
+
+
+def _quotient(over: Monomial, under: Monomial) -> Monomial | None:
+    """The quotient where ``under`` divides ``over`` as it is written."""
+    found = _product([(over, 1), (under, -1)])
+    exact = found[0].denominator == 1 and all(power > 0 for _, power in found[1])
+    return found if exact else None
+
+
+def _two_parts(factor: Factor, slow: Monomial, fast: Monomial) -> tuple[Factor, Factor]:
+    """Parts of a known role share it; of an unknown axis one part says nothing of the other."""
+    known = factor.variable.role is not AxisRole.UNKNOWN
+    variables = [factor.variable if known else Variable() for _ in range(2)]
+    return Factor(slow, variables[0]), Factor(fast, variables[1])
 
 
 def _place_ones(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.fx import Node
 
-from .axis_algebra import Axis, AxisRole, axis, broadcast, resized, same_size
+from .axis_algebra import Axis, AxisRole, axis, broadcast, has_extent, resized
 from .contraction import contraction
 from .match import bind
 from .operators import (
@@ -165,12 +165,7 @@ def resize_all(source: Sequence[Axis], sizes: Sequence[Any]) -> list[Axis]:
 
 def resize(one: Axis, size: Any) -> Axis:
     """The axis itself where it has that extent already, with its factors."""
-    if len(one.factors) == 1 and same_size(one.factors[0].size, size):
-        return one
-    product = 1
-    for factor in one.factors:
-        product = product * factor.size
-    return one if same_size(product, size) else resized(one, size)
+    return one if has_extent(one, size) else resized(one, size)
 
 
 # ── Sums ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

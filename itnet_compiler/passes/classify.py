@@ -210,16 +210,26 @@ def _of_contraction(node: Node, name: str, analysis: Analysis) -> Classification
     between = f"{name} between two activations"
     if POSITION in summed:
         return Classification(Category.UNMATCHED, f"{between}, summed over positions: attention that no rule took")
-    pairs = {POSITION: "positions: attention that no rule took", BATCH: "samples", UNKNOWN: "unknown axes"}
-    for role, what in pairs.items():
-        apart = {index for label, held in holders.items() if roles[label] is role and len(held) == 1 for index in held}
-        if len(apart) > 1:
-            return Classification(Category.UNMATCHED, f"{between}, for all pairs of {what}", role is not BATCH)
+    apart: dict[int, set[AxisRole]] = {}
+    for label, held in holders.items():
+        if len(held) == 1 and roles[label] is not FEATURE:
+            apart.setdefault(min(held), set()).add(roles[label])
+    if len(apart) > 1:
+        return _of_pairs(between, list(apart.values()))
     if UNKNOWN in summed:
         return Classification(Category.UNMATCHED, f"{between}, summed over an axis of unknown role")
     if BATCH in summed:
         return Classification(Category.UNMATCHED, f"{between}, summed over samples", False)
     return Classification(Category.POINTWISE, "product of features at each position")
+
+
+def _of_pairs(between: str, apart: list[set[AxisRole]]) -> Classification:
+    """By the axes that each operand has for itself."""
+    if all(POSITION in roles for roles in apart):
+        return Classification(Category.UNMATCHED, f"{between}, for all pairs of positions: attention that no rule took")
+    if all(roles == {BATCH} for roles in apart):
+        return Classification(Category.UNMATCHED, f"{between}, for all pairs of samples", False)
+    return Classification(Category.UNMATCHED, f"{between}, for all pairs along axes of unknown or different roles")
 
 
 def _common_role(axes: list[Axis]) -> AxisRole:

@@ -23,6 +23,7 @@ _MOST_STEPS = 8
 def is_statistic(node: Node) -> bool:
     """Whether the result of a reduction is subtracted from its own source, or leads to a root or a denominator."""
     centres_only = operator_name(node) in EXTREMA
+    steps = _STEPS | {"mean"} if "norm" in operator_name(node) else _STEPS  # a norm over the mean of such norms
     source = _uncast(next(iter(bind(node).values())))
     frontier = {node}
     for _ in range(_MOST_STEPS):
@@ -32,7 +33,7 @@ def is_statistic(node: Node) -> bool:
                 name = operator_name(user)
                 if _centres(user, name, value, source) or (not centres_only and _divides(user, name, value)):
                     return True
-                if name in _STEPS and _stays(user, value):
+                if name in steps and _stays(user, value):
                     reached.add(user)
         frontier = reached
     return False

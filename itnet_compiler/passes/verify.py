@@ -168,9 +168,14 @@ def _symbols(proposal: Proposal) -> dict[sympy.Symbol, int]:
     for size in _sizes(proposal):
         if isinstance(size, torch.SymInt):
             for symbol in sorted(size.node.expr.free_symbols, key=str):
-                hint = size.node.shape_env.backed_var_to_val.get(symbol)
+                hint = _example_sizes(size.node.shape_env).get(symbol)
                 found[symbol] = int(hint) if hint is not None else 2
     return found
+
+
+def _example_sizes(environment: Any) -> dict[sympy.Symbol, Any]:
+    known = getattr(environment, "backed_var_to_val", None)  # torch 2.13; var_to_val before
+    return environment.var_to_val if known is None else known
 
 
 def _real_sizes(proposal: Proposal) -> Iterable[Bindings]:

@@ -18,7 +18,7 @@ __all__ = ["binding"]
 
 # torch.<name>(…) takes exactly the arguments of aten.<name>.<overload>.
 _TORCH = """
-abs.default add.Tensor add.Scalar addmm.default addcmul.default addcdiv.default argmax.default amax.default amin.default
+abs.default add.Tensor addmm.default addcmul.default addcdiv.default argmax.default amax.default amin.default
 any.default all.default baddbmm.default batch_norm.default bmm.default cat.default ceil.default clamp.default
 clamp_min.default clamp_max.default cos.default cumsum.default cumprod.default diff.default div.Tensor div.Scalar
 dropout.default dropout_.default eq.Tensor eq.Scalar erf.default exp.default exp_.default embedding.default
@@ -42,7 +42,7 @@ _NN = """
 elu.default elu_.default gelu.default glu.default hardsigmoid.default hardsigmoid_.default hardswish.default
 hardswish_.default hardtanh.default hardtanh_.default leaky_relu.default leaky_relu_.default linear.default
 log_sigmoid.default mish.default mish_.default pad.default relu6.default relu6_.default silu.default silu_.default
-softplus.default unflatten_dense_tensors.default
+softplus.default
 """.split()
 
 # Tensor.<name>
@@ -51,13 +51,12 @@ add_.Tensor sub_.Tensor mul_.Tensor div_.Tensor div_.Scalar add_.Scalar mul_.Sca
 clamp_min_.default contiguous.default copy_.default detach.default expand.default expand_as.default fill_.Scalar
 masked_fill_.Scalar masked_fill_.Tensor permute.default repeat.default reshape.default select.int sum.default
 mean.default to.dtype type_as.default unfold.default view.default view_as.default reshape_as.default bernoulli_.float
-unflatten.int zero_.default
+zero_.default
 """.split()
 
 _DIRECT: dict[str, Callable[..., Any]] = {
     "aten.sym_size.int": Tensor.size,
-    "aten.split.Tensor": torch._VF.split,
-    "aten.unflatten.int": Tensor.unflatten,
+    "aten.split.Tensor": Tensor.split,
     "aten.max.dim": torch.max,
     "aten.min.dim": torch.min,
 }

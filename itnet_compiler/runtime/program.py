@@ -35,6 +35,8 @@ __all__ = ["Program", "Variant"]
 
 # Beyond this many graphs for one signature and state, further sizes run the original code.
 _MOST_VARIANTS = 8
+# And beyond this many in all, say where an argument is a step counter, further signatures do.
+_MOST_IN_ALL = 32
 
 
 @dataclass
@@ -279,9 +281,9 @@ class Program:
             shared = self._share_with_grad_mode(key, call)
             if shared is not None:
                 return shared
-            if len(self._table.get(key, ())) >= _MOST_VARIANTS:
+            if len(self._table.get(key, ())) >= _MOST_VARIANTS or len(self.variants) >= _MOST_IN_ALL:
                 self._refused.add(key)
-                self._note(f"more than {_MOST_VARIANTS} graphs would be needed for {call.signature.describe()}")
+                self._note(f"{call.signature.describe()}: the original code runs: too many graphs would be needed")
                 return None
             self._refuse_meta(call)
             try:
@@ -366,6 +368,8 @@ class Program:
                 seconds["compare"] = time.perf_counter() - start
             for stage, took in seconds.items():
                 debug(STAGES, "%s: %.2f s", stage, took)
+            # A replaced part of the tree makes every earlier graph worthless.
+            self.variants = [other for other in self.variants if other.state[0] == state[0]]
             self.variants.append(variant)
             self._table.setdefault((call.signature, state, ambient), []).append(variant)
             return variant

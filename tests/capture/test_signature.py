@@ -63,3 +63,18 @@ def test_variadic_arguments_stay_positional():
 def test_what_cannot_be_part_of_a_signature_is_a_type_error():
     with pytest.raises(TypeError):
         reader_of(model).read(({"k": bytearray(3)},), {})
+
+
+def test_tensor_subclasses_and_objects_with_a_life_of_their_own_are_type_errors():
+    class Sub(torch.Tensor):
+        pass
+
+    for value in (X.as_subclass(Sub), [X.as_subclass(Sub)], object(), {"cache": object()}):
+        with pytest.raises(TypeError):
+            reader_of(model).read((value,), {})
+
+
+def test_which_arguments_are_one_tensor_matters():
+    reader, y = reader_of(model), X.clone()
+    assert reader.read((X, X), {}).signature != reader.read((X, y), {}).signature
+    assert reader.read((X, X), {}).signature == reader.read((y, y), {}).signature

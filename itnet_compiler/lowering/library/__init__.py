@@ -1,11 +1,13 @@
 """Lowering ``library``: the framework's own operator, called exactly as the original model called it.
 
-One file a kernel family, each with ``FAMILY`` and ``lower(spec) -> Lowered``.
+One file a kernel, each with ``KERNEL``, its class, and ``lower(spec) -> Lowered``.
 """
 
 from __future__ import annotations
 
-from ...ir.kernel import Spec
+from typing import Any
+
+from ...ir.kernel import Kernel, Spec
 from ...registry import scan
 from ..base import Lowered, Lowering, Support
 
@@ -18,13 +20,13 @@ class Library(Lowering):
     name = "library"
 
     def supports(self, spec: Spec) -> Support:
-        if spec.kernel.family in _by_family():
+        if type(spec.kernel) in _by_kernel():
             return Support()
-        return Support((f"no library operator computes the {spec.kernel.family} family",))
+        return Support((f"no library operator computes the {type(spec.kernel).__name__} kernel",))
 
     def build(self, spec: Spec) -> Lowered:
-        return _by_family()[spec.kernel.family].lower(spec)
+        return _by_kernel()[type(spec.kernel)].lower(spec)
 
 
-def _by_family() -> dict:
-    return {module.FAMILY: module for module in scan("itnet_compiler.lowering.library")}
+def _by_kernel() -> dict[type[Kernel], Any]:
+    return {module.KERNEL: module for module in scan("itnet_compiler.lowering.library")}

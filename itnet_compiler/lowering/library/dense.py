@@ -13,9 +13,9 @@ from ...ir.domain import Grid
 from ...ir.kernel import Spec
 from ..base import Lowered
 
-__all__ = ["FAMILY", "lower"]
+__all__ = ["KERNEL", "lower"]
 
-FAMILY = "dense"
+KERNEL = Dense
 
 _nn = torch._C._nn
 

@@ -9,9 +9,9 @@ from ...ir.gated import Gated
 from ...ir.kernel import Spec
 from ..base import Lowered
 
-__all__ = ["FAMILY", "lower"]
+__all__ = ["KERNEL", "lower"]
 
-FAMILY = "gated"
+KERNEL = Gated
 
 # Not torch._VF, whose attributes a capture replaces for a while (see capture/leaves.py).
 _functions = torch._C._VariableFunctions

@@ -11,9 +11,9 @@ from ...ir.kernel import Spec
 from ...ir.softmax import Softmax
 from ..base import Lowered
 
-__all__ = ["FAMILY", "lower"]
+__all__ = ["KERNEL", "lower"]
 
-FAMILY = "softmax"
+KERNEL = Softmax
 
 _functions = torch._C._VariableFunctions
 

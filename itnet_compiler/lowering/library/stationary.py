@@ -12,9 +12,9 @@ from ...ir.kernel import Spec
 from ...ir.stationary import Stationary
 from ..base import Lowered
 
-__all__ = ["FAMILY", "lower"]
+__all__ = ["KERNEL", "lower"]
 
-FAMILY = "stationary"
+KERNEL = Stationary
 
 _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
