@@ -63,10 +63,14 @@ def test_quiet_and_without_thread_where_the_stream_is_no_terminal(monkeypatch: p
 
 
 def test_no_thread_is_left_behind_even_after_an_error() -> None:
+    def interrupted() -> None:
+        with Progress(Terminal(), delay=60.0) as progress:
+            progress.stage("capture")
+            raise KeyboardInterrupt
+
     before = set(threading.enumerate())
-    with pytest.raises(KeyboardInterrupt), Progress(Terminal(), delay=60.0) as progress:
-        progress.stage("capture")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert set(threading.enumerate()) == before
 
 

@@ -47,7 +47,9 @@ class Capture:
         guards: Input sizes for which the graph is valid.
         output: Structure of the model's return value; its leaves are the graph's outputs.
         axes: Which axes were given as symbolic (see ``capture``); ``first`` where ``all`` failed or took too long.
+        grad: Whether gradients were enabled.
         notes: What is special about this capture, in words for the report.
+        refused: Why the graph may be looked at but not run; empty where it may.
     """
 
     graph: Graph
@@ -55,7 +57,9 @@ class Capture:
     guards: ShapeGuards
     output: pytree.TreeSpec
     axes: str = "all"
+    grad: bool = True
     notes: list[str] = field(default_factory=list)
+    refused: str = ""
 
 
 def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = True, grad: bool = True) -> Capture:
@@ -76,7 +80,7 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
     too_slow = False
     for example, chosen, note in _attempts(call, axes, widen):
         try:
-            program = _export(model, example, chosen, grad)
+            program, nested = _export(model, example, chosen, grad)
         except _OutOfTime:
             too_slow = True
             continue
@@ -84,7 +88,12 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
             failure = failure or error
             continue
         result = _flatten(program, _first_names(model))
-        result.axes = chosen
+        result.axes, result.grad = chosen, grad
+        if nested:
+            result.refused = (
+                f"is not used for {nested[0]}: without gradients nn.TransformerEncoder zeroes padded positions "
+                "(pass enable_nested_tensor=False to it)"
+            )
         if chosen != axes:
             why = "takes too long" if too_slow else "fails"
             result.notes.append(f"sizes other than the batch are fixed in each graph: tracing them symbolically {why}")
@@ -136,19 +145,21 @@ def _widen_batch(call: Call) -> Call:
     return Call(call.signature, leaves, args, kwargs)
 
 
-def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> ExportedProgram:
+def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[ExportedProgram, list[str]]:
     shapes = None
     if axes != "none":
         shapes = ShapesCollection()
         for leaf in call.leaves:
             shapes[leaf] = dict.fromkeys(range(leaf.dim() if axes == "all" else min(leaf.dim(), 1)), Dim.AUTO)
     throwaway = shallow_clone(model)
-    fast_paths.prepare(throwaway)
+    nested = fast_paths.prepare(throwaway)
     if axes == "all":
         _stop_after(throwaway, _PATIENCE)
     # In this order: inference_mode sets the grad mode too.
-    with _quiet(), _no_foreign_randomness(), leaves_installed(), torch.inference_mode(False), torch.set_grad_enabled(grad):
-        return torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+    modes = torch.inference_mode(False), torch.set_grad_enabled(grad)
+    with _quiet(), _no_foreign_randomness(), leaves_installed(), modes[0], modes[1]:
+        program = torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+    return program, nested
 
 
 # Seconds of tracing with all sizes symbolic. Padded and shifted windows (Swin) make the algebra of sizes explode.

@@ -53,8 +53,25 @@ STAND_INS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
 )
 
 
-def prepare(throwaway: nn.Module) -> None:
-    """Keep encoders off nested tensors: whether they use them depends on the values of the padding mask."""
-    for module in throwaway.modules():
-        if isinstance(module, nn.TransformerEncoder):
+def prepare(throwaway: nn.Module) -> list[str]:
+    """Keep the encoders of a throw-away clone off nested tensors, which depend on the values of a padding mask.
+
+    Returns a list that will hold, once the clone has been traced, the paths of encoders that eager code may put on
+    them for this kind of call: there padded positions give zeros.
+    """
+    found: list[str] = []
+    for path, module in throwaway.named_modules():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
             module.use_nested_tensor = False
+
+            def note(encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
+                source = kwargs.get("src", args[0] if args else None)
+                mask = kwargs.get("src_key_padding_mask", args[2] if len(args) > 2 else None)
+                first = encoder.layers[0]
+                trained = any(tensor.requires_grad for tensor in (source, *first.parameters()))
+                shut = first.training or (trained and torch.is_grad_enabled())
+                if mask is not None and not shut and torch.backends.mha.get_fastpath_enabled():
+                    found.append(path or "the model")
+
+            module.register_forward_pre_hook(note, with_kwargs=True)
+    return found

@@ -21,7 +21,8 @@ from ..passes.work import concrete, node_work
 
 if TYPE_CHECKING:
     from ..ir.integral import Integral
-    from ..runtime.program import Program, Variant
+    from ..runtime.program import Program
+    from ..runtime.variant import Variant
 
 __all__ = ["Facts", "Miss", "Row"]
 

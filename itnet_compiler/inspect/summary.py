@@ -47,19 +47,33 @@ def _blocks(report: Report) -> list[str]:
         depth = deepest - 1
     if not shown:
         return ["  no operator that an integral could stand for was found"]
+    more = len(shown) - _MOST_LINES
+    shown = shown[:_MOST_LINES]
     planned = any(row.lowering != "library" for row in report.rows)
-    head = ("block", "", "layer", "integral over", "run by" if planned else "", "kernel")
-    wide = table([head, *(_cells(line, planned) for line in shown)], indent="  ")
-    return [line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in wide]
+    head = ("block", "", "layer", "integral over", "run by" if planned else "")
+    cells = [head, *(_cells(line, planned) for line in shown)]
+    room = _WIDTH - max(map(len, table(cells, indent="  "))) - 2
+    kernels = ["kernel", *(_kernel(line, room) for line in shown)]
+    rows = table(((*row, kernel) for row, kernel in zip(cells, kernels, strict=True)), indent="  ")
+    return [*rows, f"  … and {more} more, see .report()"] if more > 0 else rows
 
 
 def _cells(line: Line, planned: bool) -> tuple[str, ...]:
     label = shorten("  " * line.depth + line.label, _NAME_WIDTH)
     row = line.row
     if row is None:
-        return label, line.times, line.kinds, "", "", ""
-    kernel = row.kernel if row.reduction == "sum" or row.reduction in row.kernel else f"{row.kernel}, {row.reduction}"
-    return label, line.times, row.origin, row.domain, row.lowering if planned else "", kernel
+        return label, line.times, shorten(line.kinds, _NAME_WIDTH), "", ""
+    return label, line.times, row.origin, row.domain, row.lowering if planned else ""
+
+
+def _kernel(line: Line, room: int) -> str:
+    """The kernel with its structure, or where there is no room for that its family."""
+    row = line.row
+    if row is None:
+        return ""
+    if len(row.kernel) <= room:
+        return row.kernel
+    return f"{row.family}(max, …)" if row.reduction == "max" else f"{row.family}(…)"
 
 
 def _rest(report: Report) -> list[str]:
@@ -88,5 +102,6 @@ def _misses(report: Report) -> list[str]:
 
 
 def _notes(report: Report) -> list[str]:
-    notes = report.notes()
-    return [f"  {note}" for note in notes if not note.startswith("graphs: ")]
+    notes = [note for note in report.notes() if not note.startswith("graphs: ")]
+    wrapped = [textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="    ") for note in notes]
+    return [line for note in wrapped for line in note]

@@ -29,6 +29,8 @@ _NAME_WIDTH = 32
 _MOST_PARAMETERS = 5
 # Arguments that say nothing about what is computed.
 _NOISE = frozenset({"cudnn_enabled", "cudnn_enable", "pin_memory", "layout"})
+# Arguments that are operands even where they are plain numbers.
+_OPERANDS = frozenset({"other", "exponent"})
 # Operand roles that go without saying; the others are written as ``role=``.
 _PLAIN_ROLES = frozenset({"input", "query", "key", "value"})
 
@@ -143,7 +145,8 @@ class Printer:
             return self.sizes.text(node.meta["val"])
         if node.op == "call_function" and node.target is operator.getitem:
             return f"{self.argument(node.args[0], block)}.{self.argument(node.args[1], block)}"
-        return f"%{self.naming.refer(node, block)}"
+        mark = "@" if node.op == "get_attr" and not isinstance(node.meta.get("val"), Tensor) else "%"
+        return f"{mark}{self.naming.refer(node, block)}"
 
 
 def _header(block: str, line: str | None) -> str:
@@ -181,7 +184,7 @@ def _given(node: Node) -> Iterator[tuple[str, Any]]:
         if argument.name in _NOISE or _is_default(argument, value) or _is_idle(node, argument.name, value):
             skipped = True
             continue
-        speaks = isinstance(value, (Node, list, tuple)) or (isinstance(value, int) and not isinstance(value, bool))
+        speaks = isinstance(value, (Node, list, tuple)) or type(value) is int or argument.name in _OPERANDS
         yield ("" if speaks and not skipped else argument.name), value
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -24,7 +23,7 @@ WEIGHTS = ("", "mean", "heads")
 class ProjectedSoftmax(Kernel):
     """Multi-head self-attention from features to features, projections included.
 
-    With features f of shape (B, T, D), cut into H heads of d = D / H after projection; the index h of a head is left out:
+    With features f of shape (B, T, D), cut into H heads of d = D / H once projected; the index of the head is left out:
 
         s(i, j) = ⟨W_q f_i + b_q, W_k f_j + b_k⟩ / √d               −∞ where the mask is set
         K(i, j) = exp(s(i, j)) / Σ_j' exp(s(i, j'))
@@ -33,8 +32,8 @@ class ProjectedSoftmax(Kernel):
     A query all of whose keys are masked gives NaN, as in the operator.
 
     Operands, as those of ``aten._native_multi_head_attention``: ``input`` f, at once query, key and value;
-    ``qkv_weight`` (3·D, D) and ``qkv_bias`` (3·D), stacked W_q, W_k, W_v; ``proj_weight`` (D, D) and ``proj_bias``, W_o;
-    ``mask``, boolean or a number that is not zero where j is left out.
+    ``qkv_weight`` (3·D, D) and ``qkv_bias`` (3·D), which stack W_q, W_k, W_v; ``proj_weight`` W_o and ``proj_bias``;
+    ``mask``, True, or a number that is not zero, where j is left out.
 
     Attributes:
         heads: H.

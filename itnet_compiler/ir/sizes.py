@@ -49,6 +49,7 @@ class Sizes:
     def __init__(self, graph: Graph) -> None:
         self._names: dict[sympy.Symbol, sympy.Symbol] = {}
         self._taken: set[str] = set()
+        self._texts: dict[sympy.Expr, str] = {}
         self.examples: dict[str, int] = {}
         roles: dict[sympy.Symbol, str] = {}
         hints: dict[sympy.Symbol, int] = {}
@@ -84,9 +85,11 @@ class Sizes:
         """One size, or any symbolic number: ``64``, ``N``, ``(H+1)//2``."""
         if not isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             return str(size)
-        return _expression(
-            size.node.expr, {s: self._name(s, "S") for s in sorted(size.node.expr.free_symbols, key=str)}
-        )
+        expression = size.node.expr
+        if expression not in self._texts:
+            names = {symbol: self._name(symbol, "S") for symbol in sorted(expression.free_symbols, key=str)}
+            self._texts[expression] = _text(expression.xreplace(names))
+        return self._texts[expression]
 
     def shape(self, value: Tensor) -> str:
         """``[N,3,224,224]``."""
@@ -116,10 +119,6 @@ def _role(value: Tensor, axis: int) -> str:
     letters = _AXES.get(value.dim(), "")
     letter = letters[axis - 1] if axis <= len(letters) else "S"
     return "S" if letter == "C" else letter
-
-
-def _expression(expression: sympy.Expr, names: dict[sympy.Symbol, sympy.Symbol]) -> str:
-    return _text(expression.xreplace(names))
 
 
 def _text(expression: Any) -> str:

@@ -129,6 +129,8 @@ class Analysis:
                 for place, one in enumerate(source)
                 if kernel.keepdim or place not in axes
             ]
+        elif family == "softmax" and "input" in operands:
+            found = scaled_attention(source, source, source, first.shape[-1])
         elif family == "softmax":
             found = scaled_attention(*(self(operands[role]) for role in ("query", "key", "value")), first.shape[-1])
         elif family == "gated":

@@ -209,7 +209,7 @@ def _of_contraction(node: Node, name: str, analysis: Analysis) -> Classification
         return _of_weighted_sum(name, summed)
     between = f"{name} between two activations"
     if POSITION in summed:
-        return Classification(Category.UNMATCHED, f"{between}, summed over positions: attention that no rule took")
+        return Classification(Category.UNMATCHED, f"{between}, summed over positions, as in attention written out")
     apart: dict[int, set[AxisRole]] = {}
     for label, held in holders.items():
         if len(held) == 1 and roles[label] is not FEATURE:
@@ -226,7 +226,7 @@ def _of_contraction(node: Node, name: str, analysis: Analysis) -> Classification
 def _of_pairs(between: str, apart: list[set[AxisRole]]) -> Classification:
     """By the axes that each operand has for itself."""
     if all(POSITION in roles for roles in apart):
-        return Classification(Category.UNMATCHED, f"{between}, for all pairs of positions: attention that no rule took")
+        return Classification(Category.UNMATCHED, f"{between}, for all pairs of positions, as in attention written out")
     if all(roles == {BATCH} for roles in apart):
         return Classification(Category.UNMATCHED, f"{between}, for all pairs of samples", False)
     return Classification(Category.UNMATCHED, f"{between}, for all pairs along axes of unknown or different roles")

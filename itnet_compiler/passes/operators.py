@@ -194,7 +194,8 @@ MIXING: dict[str, str] = {
     **dict.fromkeys(
         (
             "scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention"
-            " _scaled_dot_product_flash_attention_for_cpu _native_multi_head_attention flex_attention"
+            " _scaled_dot_product_flash_attention_for_cpu _native_multi_head_attention"
+            " _transformer_encoder_layer_fwd flex_attention"
         ).split(),
         "attention",
     ),

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..ir.integral import Verification
-from ..ir.kernel import Spec
+from ..ir.kernel import Draw, Spec
 from ..lowering.base import Lowered, find_lowering
 from ..settings import NEAR_MISSES, debug
 from .match import Proposal, op_name
@@ -183,7 +183,7 @@ def _real_sizes(proposal: Proposal) -> Iterable[Bindings]:
 
 
 def _other_sizes(proposal: Proposal) -> Iterable[Bindings]:
-    """Bindings to try in turn: small distinct primes first, then sizes ever nearer to the example's."""
+    """Bindings to try in turn: small distinct primes first, sizes ever nearer to the example's, equal ones kept equal."""
     real = _symbols(proposal)
     if not real:
         return
@@ -200,6 +200,9 @@ def _other_sizes(proposal: Proposal) -> Iterable[Bindings]:
         near[symbol] = value
     yield near
     yield {symbol: size * factor for factor, (symbol, size) in enumerate(real.items(), start=2)}
+    # Not every operator compares the sizes of its arguments (of a mask, say) before it runs.
+    renamed = dict(zip(dict.fromkeys(real.values()), _PRIMES, strict=False))
+    yield {symbol: renamed.get(size, size) for symbol, size in real.items()}
 
 
 def _compare_region(proposal: Proposal, lowered: Lowered, candidates: Iterable[Bindings]) -> tuple[float | None, str]:
@@ -227,12 +230,15 @@ def _compare_region(proposal: Proposal, lowered: Lowered, candidates: Iterable[B
 
 def _draw_inputs(proposal: Proposal, bindings: Bindings) -> dict[Node, Any] | None:
     generator = torch.Generator().manual_seed(0)
+    kinds = {role: draw.kind for role, draw in proposal.spec.miniature().draws.items() if isinstance(draw, Draw)}
+    masks = [value for role, value in proposal.operands.items() if kinds.get(role) == "mask"]
     drawn: dict[Node, Any] = {}
     for node in _inputs(proposal):
         value = _draw(node.meta.get("val"), bindings, generator)
         if value is None:
             return None
-        drawn[node] = value
+        # Where any number but 0 masks, random numbers would leave nothing to compare.
+        drawn[node] = torch.where(value < 1.0, 0.0, -torch.inf).to(value) if node in masks else value
     return drawn
 
 

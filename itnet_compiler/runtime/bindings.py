@@ -47,7 +47,7 @@ softplus.default
 
 # Tensor.<name>
 _METHODS = """
-add_.Tensor sub_.Tensor mul_.Tensor div_.Tensor div_.Scalar add_.Scalar mul_.Scalar chunk.default clamp_.default
+add_.Tensor sub_.Tensor mul_.Tensor div_.Tensor div_.Scalar mul_.Scalar chunk.default clamp_.default
 clamp_min_.default contiguous.default copy_.default detach.default expand.default expand_as.default fill_.Scalar
 masked_fill_.Scalar masked_fill_.Tensor permute.default repeat.default reshape.default select.int sum.default
 mean.default to.dtype type_as.default unfold.default view.default view_as.default reshape_as.default bernoulli_.float

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import inspect
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,81 +15,28 @@ from torch._guards import detect_fake_mode
 from torch.fx import Graph
 
 from ..capture.clone import shallow_clone
-from ..capture.export import Capture, capture
+from ..capture.export import capture
 from ..capture.signature import Call, Signature, SignatureReader
 from ..errors import ItnetError, LoweringError, ModelError
 from ..ir.integral import Integral
 from ..lowering.planner import PlanRule, apply_plan
-from ..passes.engine import detect, integral_of
+from ..passes.engine import detect
 from ..passes.journal import Journal
 from ..passes.verify import Verifier
 from ..progress import Progress
 from ..settings import STAGES, SUMMARY, debug, dump
-from .codegen import Generated, generate
+from .codegen import generate
+from .fast_paths import FastPaths
 from .tree import TreeState
-from .trial import Trial, run_trial, watch_nested_padding
+from .trial import Trial, run_trial
+from .variant import Variant
 
-__all__ = ["Program", "Variant"]
+__all__ = ["Program"]
 
 # Beyond this many graphs for one signature and state, further sizes run the original code.
 _MOST_VARIANTS = 8
 # And beyond this many in all, say where an argument is a step counter, further signatures do.
 _MOST_IN_ALL = 32
-
-
-@dataclass
-class Variant:
-    """One captured and rewritten graph, valid for one signature, mode and set of dtypes.
-
-    Attributes:
-        label: ``eval`` or ``train``, with the signature where there are several.
-        signature: Of the calls that it serves.
-        state: Of the module tree, as ``TreeState.read`` gave it.
-        ambient: Autocast (and, for models with fast paths, grad mode) at capture.
-        capture: Graph, guards, constants, output structure.
-        journal: What each rule did.
-        trial: Comparison with the original on the call that it was captured from; None if not made.
-        seconds: Time taken by stage.
-        refused: Why it is not run; empty where it is.
-    """
-
-    label: str
-    signature: Signature
-    state: tuple[Any, ...]
-    ambient: tuple[Any, ...]
-    capture: Capture
-    journal: Journal
-    trial: Trial | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    refused: str = ""
-    trusted: dict[tuple[Any, ...], bool] = field(default_factory=dict)
-    generated: Generated | None = None
-    stores: list[tuple[dict[str, Any], str]] = field(default_factory=list)
-
-    @property
-    def graph(self) -> Graph:
-        """The rewritten graph."""
-        return self.capture.graph
-
-    @property
-    def integrals(self) -> list[Integral]:
-        """Its integral nodes, in graph order."""
-        return [integral for node in self.graph.nodes if (integral := integral_of(node)) is not None]
-
-    def copy(self) -> Variant:
-        """An independent variant: graph and integrals copied, tensors' fake values shared."""
-        graph = Graph()
-        mapping: dict[Any, Any] = {}
-        graph.output(graph.graph_copy(self.graph, mapping))  # type: ignore[arg-type]
-        for old, new in mapping.items():
-            new.meta = dict(old.meta)
-            if (integral := integral_of(new)) is not None:
-                new.meta["integral"] = copy.copy(integral)
-        twin = copy.copy(self)
-        twin.capture = copy.copy(self.capture)
-        twin.capture.graph = graph
-        twin.trusted, twin.generated, twin.stores = dict(self.trusted), None, []
-        return twin
 
 
 class Program:
@@ -126,7 +71,7 @@ class Program:
         self._signature = signature
         self._reader = SignatureReader(signature)
         self._tree = TreeState(root)
-        self._grad_matters = any(isinstance(module, _FAST_PATH_MODULES) for module in root.modules())
+        self._fast = FastPaths(root)
         self._table: dict[Any, list[Variant]] = {}
         self._refused: set[Any] = set()
         self._failed: dict[Any, str] = {}
@@ -136,13 +81,14 @@ class Program:
 
     @property
     def current(self) -> Variant:
-        """The variant that was captured first for the current mode, or else the first of all."""
+        """The first variant for the current mode, of those with gradients where there are some; or the first of all."""
         if not self.variants:
             raise ItnetError(
                 "nothing has been captured yet", remedy="call the model once, or itnet.unify(model, example_inputs)"
             )
         mode = "train" if self.root.training else "eval"
-        return next((variant for variant in self.variants if variant.label.startswith(mode)), self.variants[0])
+        found = [variant for variant in self.variants if variant.label.startswith(mode)] or self.variants
+        return next((variant for variant in found if variant.grad), found[0])
 
     @property
     def graph(self) -> Graph:
@@ -173,7 +119,7 @@ class Program:
         if self._tree.hooked():
             self._note("modules below the root have hooks: the original code runs, so that they fire")
             return self.original(self.root, *args, **kwargs)
-        key = (call.signature, self._tree.read(), self._ambient())
+        key = (call.signature, self._tree.read(), self._ambient(call))
         variant = self._choose(key, call)
         if variant is not None:
             return self.run(variant, call.leaves)
@@ -223,16 +169,18 @@ class Program:
         """A call under torch.compile or torch.export: a captured graph where one fits, no capturing."""
         call = self._reader.read(args, kwargs)
         shapes = [leaf.shape for leaf in call.leaves]
+        # An exported original holds no fast paths either.
+        fast = None if torch.compiler.is_exporting() else self._fast.conditions(call.leaves)
         for variant in self.variants:
-            same_mode = variant.state[1][0] == self.root.training and not variant.refused
+            same_mode = variant.state[1][0] == self.root.training and variant.fast == fast and not variant.refused
             if same_mode and variant.signature == call.signature and variant.capture.guards.fit(shapes):
                 return self.run(variant, call.leaves)
         return self.original(self.root, *args, **kwargs)
 
-    def _ambient(self) -> tuple[Any, ...]:
+    def _ambient(self, call: Call) -> tuple[Any, ...]:
         kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         casts = tuple([torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in kinds])
-        return (*casts, torch.is_grad_enabled()) if self._grad_matters else casts
+        return (*casts, self._fast.read(call.leaves, self._tree.edition))
 
     def _trusts(self, variant: Variant, call: Call, shapes: list[torch.Size]) -> bool:
         """torch.export takes symbolic sizes to be at least 2; the first call with 0 or 1 is run both ways."""
@@ -271,16 +219,13 @@ class Program:
 
     def has(self, call: Call) -> bool:
         """Whether a variant serves ``call`` in the current mode."""
-        key = (call.signature, self._tree.read(), self._ambient())
+        key = (call.signature, self._tree.read(), self._ambient(call))
         shapes = [leaf.shape for leaf in call.leaves]
         return any(variant.capture.guards.fit(shapes) for variant in self._table.get(key, ()))
 
     def _add(self, key: tuple[Any, ...], call: Call, widen: bool) -> Variant | None:
         """Capture a further variant at a call; on failure the call's kind runs the original code from now on."""
         with self._lock:
-            shared = self._share_with_grad_mode(key, call)
-            if shared is not None:
-                return shared
             if len(self._table.get(key, ())) >= _MOST_VARIANTS or len(self.variants) >= _MOST_IN_ALL:
                 self._refused.add(key)
                 self._note(f"{call.signature.describe()}: the original code runs: too many graphs would be needed")
@@ -303,36 +248,15 @@ class Program:
                 node=on_meta,
             )
 
-    def _share_with_grad_mode(self, key: tuple[Any, ...], call: Call) -> Variant | None:
-        """For models whose layers have fast paths without gradients: the graph of the other grad mode, if equal."""
-        if not self._grad_matters:
-            return None
-        signature, state, ambient = key
-        shapes = [leaf.shape for leaf in call.leaves]
-        for variant in self._table.get((signature, state, (*ambient[:-1], not ambient[-1])), ()):
-            if not variant.refused and variant.capture.guards.fit(shapes):
-                twin = copy.copy(variant)
-                if self.verified and not _is_virtual(self.root, call):
-                    self._compare(twin, call)
-                self._table.setdefault(key, []).append(twin)
-                return twin
-        return None
-
     def _compare(self, variant: Variant, call: Call) -> None:
         """Hold a new variant against the original on ``call``; refuse it where they differ."""
-        with watch_nested_padding(self.root) as padding:
-            variant.trial = self._try(variant, call)
-        if padding:
-            how = (
-                f"is not used for {padding[0]}: without gradients nn.TransformerEncoder zeroes padded positions "
-                "(pass enable_nested_tensor=False to it)"
-            )
-        elif variant.trial is None:
-            how = "could not be run"
+        variant.trial = self._try(variant, call)
+        if variant.trial is None:
+            self._refuse(variant, "could not be run")
         elif not variant.trial.equal:
-            how = f"differs from the original by {variant.trial.error:.1e}"
-        else:
-            return
+            self._refuse(variant, f"differs from the original by {variant.trial.error:.1e}")
+
+    def _refuse(self, variant: Variant, how: str) -> None:
         variant.refused = f"{variant.label}: the captured graph {how}; the original code runs"
         self._note(variant.refused)
 
@@ -343,11 +267,13 @@ class Program:
             CaptureError: where the model cannot be captured at this call.
         """
         with progress or Progress() as shown:
-            state, ambient = self._tree.read(), self._ambient()
+            state, ambient = self._tree.read(), self._ambient(call)
             seconds: dict[str, float] = {}
             start = time.perf_counter()
             shown.stage("capture")
-            captured = capture(self.restore(shallow_clone(self.root)), call, axes=self._axes, widen=widen)
+            # Only fast paths make a difference between a graph for calls with and without gradients.
+            clone, grad = self.restore(shallow_clone(self.root)), torch.is_grad_enabled() or ambient[-1] is None
+            captured = capture(clone, call, axes=self._axes, widen=widen, grad=grad)
             self._axes = captured.axes
             seconds["capture"] = time.perf_counter() - start
             dump("captured", str(captured.graph))
@@ -356,12 +282,14 @@ class Program:
             journal = detect(captured.graph, verifier=verifier, begin=lambda total: shown.stage("verify", total))
             seconds["detect and verify"] = time.perf_counter() - start
             dump("rewritten", str(captured.graph))
-            variant = Variant(self._label(call.signature), call.signature, state, ambient, captured, journal)
+            variant = Variant(self._label(call.signature, grad), call.signature, state, ambient, captured, journal)
             variant.seconds = seconds
             apply_plan(variant.integrals, self.plan_rules)
             for note in captured.notes:
                 self._note(note)
-            if self.verified and not _is_virtual(self.root, call):
+            if captured.refused:
+                self._refuse(variant, captured.refused)
+            elif self.verified and not _is_virtual(self.root, call):
                 start = time.perf_counter()
                 shown.stage("compare")
                 self._compare(variant, call)
@@ -374,9 +302,10 @@ class Program:
             self._table.setdefault((call.signature, state, ambient), []).append(variant)
             return variant
 
-    def _label(self, signature: Signature) -> str:
+    def _label(self, signature: Signature, grad: bool) -> str:
         mode = "train" if self.root.training else "eval"
-        same = [v for v in self.variants if v.label.startswith(mode)]
+        same = [v for v in self.variants if v.label.startswith(mode) and v.grad == grad]
+        mode += "" if grad else " (no grad)"
         return mode if not same else f"{mode} {len(same) + 1}: {signature.describe()}"
 
     def _bind(self, variant: Variant) -> None:
@@ -424,6 +353,3 @@ def _is_virtual(root: nn.Module, call: Call) -> bool:
     """Whether there is nothing to run on: meta or fake tensors."""
     tensors = [*root.parameters(), *root.buffers(), *call.leaves]
     return any(tensor.is_meta for tensor in tensors) or detect_fake_mode(tensors) is not None
-
-
-_FAST_PATH_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)

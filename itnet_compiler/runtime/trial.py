@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..passes.verify import relative_error
 
-__all__ = ["Trial", "run_trial", "watch_nested_padding"]
+__all__ = ["Trial", "run_trial"]
 
 # Relative L2 between two correct evaluations in different order; beyond it the functions differ.
 _BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -57,8 +57,14 @@ def run_trial(
 def _observe(root: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Output leaves and the buffers that the call wrote."""
 
+    copies: dict[int, Tensor] = {}  # one tensor given twice stays one tensor
+
     def own(value: Any) -> Any:
-        return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in copies:
+            copies[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
+        return copies[id(value)]
 
     args, kwargs = pytree.tree_map(own, (args, kwargs))
     with _restored(root) as written, _same_seed():
@@ -98,29 +104,3 @@ def _same_seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         yield
-
-
-@contextlib.contextmanager
-def watch_nested_padding(root: nn.Module) -> Iterator[list[str]]:
-    """Collect the ``nn.TransformerEncoder`` modules that are given a padding mask where they may take their nested path.
-
-    That path (no gradients, eval mode) returns zeros at padded positions, depending on the values of the mask, so that
-    one call without padding proves nothing about the next.
-    """
-    found: list[str] = []
-    handles = []
-    if not torch.is_grad_enabled() and torch.backends.mha.get_fastpath_enabled():
-        for path, module in root.named_modules():
-            if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor and not module.training:
-
-                def note(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
-                    mask = kwargs.get("src_key_padding_mask", args[2] if len(args) > 2 else None)
-                    if mask is not None:
-                        found.append(path or "the model")
-
-                handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

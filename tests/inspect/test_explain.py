@@ -9,8 +9,11 @@ import torch
 
 from itnet_compiler.errors import InputError
 from itnet_compiler.inspect.explain import equation
+from itnet_compiler.ir.dense import Dense
 from itnet_compiler.ir.gated import Gated
-from itnet_compiler.ir.kernel import families
+from itnet_compiler.ir.kernel import Kernel
+from itnet_compiler.ir.softmax import Softmax
+from itnet_compiler.ir.stationary import Stationary
 from itnet_compiler.unify import unify
 from tests.inspect.models import Accumulating, Encoder, Residual, Tagger
 
@@ -96,9 +99,9 @@ def test_unknown_paths_get_the_closest_ones(residual: Any) -> None:
         residual.explain("*.nothing")
 
 
-@pytest.mark.parametrize("family", sorted(families()))
-def test_every_family_has_an_equation(family: str) -> None:
-    kernel = families()[family].samples()[0].spec.kernel
+@pytest.mark.parametrize("family", [Dense, Gated, Softmax, Stationary])
+def test_every_family_has_an_equation(family: type[Kernel]) -> None:
+    kernel = family.samples()[0].spec.kernel
     lines = equation(kernel)
     assert lines
     assert any("=" in line for line in lines)

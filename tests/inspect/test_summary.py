@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itnet_compiler.inspect.folding import fold, lines
+from itnet_compiler.inspect.report import Report
 from itnet_compiler.inspect.summary import summary
 from itnet_compiler.unified import program_of
-from itnet_compiler.unify import unify
+from itnet_compiler.unify import lower, unify
 from tests.inspect.models import Accumulating, Block, Encoder, Residual, Tagger
 
 IMAGE = torch.randn(2, 3, 16, 16)
@@ -22,11 +24,12 @@ def unified(model: nn.Module, inputs: Any, **options: Any) -> Any:
     return unify(model.eval(), inputs, **{"verify": False} | options)
 
 
-def labels(model: Any, depth: int | None = None) -> list[str]:
-    rows = program_of(model).current.integrals
-    assert rows
-    from itnet_compiler.inspect.report import Report
+@cache
+def stages() -> Any:
+    return unified(Stages(), torch.randn(2, 4, 16, 16))
 
+
+def labels(model: Any, depth: int | None = None) -> list[str]:
     shown = lines(fold(Report(program_of(model)).rows, depth))
     return [f"{'  ' * line.depth}{line.label} {line.times} {line.kinds}".rstrip() for line in shown]
 
@@ -71,7 +74,7 @@ class Stages(nn.Module):
 
 
 def test_stages_that_differ_in_depth_only_are_folded_too() -> None:
-    assert labels(unified(Stages(), torch.randn(2, 4, 16, 16))) == [
+    assert labels(stages()) == [
         "layer1",
         "  0",
         "  1 … 2 × 2",
@@ -84,7 +87,7 @@ def test_stages_that_differ_in_depth_only_are_folded_too() -> None:
 
 
 def test_blocks_beyond_the_depth_are_counted_by_layer() -> None:
-    model = unified(Stages(), torch.randn(2, 4, 16, 16))
+    model = stages()
     assert labels(model, 0) == ["layer1  5 conv2d", "layer2  9 conv2d", "layer3  7 conv2d"]
 
 
@@ -116,6 +119,13 @@ def test_a_screen_is_enough() -> None:
     assert "blocks.0 … 9  × 10  4 conv1d" in " ".join(shown.split("\n"))
 
 
+def test_a_long_flat_model_is_cut() -> None:
+    layers = [nn.Conv1d(2, 2, 1 + 2 * i, padding=i) for i in range(36)]
+    shown = str(unified(nn.Sequential(*layers), torch.randn(2, 2, 80))).splitlines()
+    assert len(shown) <= 40
+    assert "  … and 6 more, see .report()" in shown
+
+
 def test_misses_are_shown_with_reason_and_line() -> None:
     shown = str(unified(Accumulating(), torch.randn(2, 4, 9)))
     assert "mixing coverage 50 %" in shown
@@ -144,8 +154,6 @@ def test_not_verified_is_said() -> None:
 def test_plans_other_than_the_default_are_shown() -> None:
     model = unified(Tagger(), torch.randint(0, 50, (2, 6)))
     assert "run by" not in str(model)
-    from itnet_compiler.unify import lower
-
     lower(model, method="reference")
     assert "run by" in str(model)
     assert "reference" in str(model)
@@ -180,10 +188,7 @@ def test_nothing_captured_is_no_error() -> None:
 
 @pytest.mark.parametrize("depth", [None, 0, 1, 2])
 def test_folding_loses_no_integral(depth: int | None) -> None:
-    model = unified(Stages(), torch.randn(2, 4, 16, 16))
-    from itnet_compiler.inspect.report import Report
-
-    rows = Report(program_of(model)).rows
+    rows = Report(program_of(stages())).rows
 
     def total(items: list[Any]) -> int:
         own = sum(sum(item.counts) for item in items if item.row is not None)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,23 @@ def unified(model: nn.Module, inputs: Any) -> Any:
     return unify(model.eval(), inputs, verify=False)
 
 
+@cache
+def case(name: str) -> Any:
+    return unified(*CASES[name]())
+
+
 def text(name: str) -> str:
-    return unified(*CASES[name]()).ir + "\n"
+    return case(name).ir + "\n"
+
+
+@cache
+def image_sizes() -> tuple[Sizes, Any]:
+    class Identity(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 1
+
+    graph = unified(Identity(), torch.randn(4, 3, 9, 11)).graph
+    return Sizes(graph), graph.find_nodes(op="placeholder")[0].meta["val"].shape
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -44,11 +60,11 @@ def test_golden(name: str) -> None:
 
 
 def test_the_same_twice_in_one_process() -> None:
-    assert text("residual") == text("residual")
+    assert unified(*CASES["residual"]()).ir + "\n" == text("residual")
 
 
 def test_a_further_block_leaves_the_other_lines_as_they_are() -> None:
-    short = unified(Residual(depth=2), torch.randn(2, 3, 16, 16)).ir.splitlines()
+    short = text("residual").splitlines()
     long = unified(Residual(depth=3), torch.randn(2, 3, 16, 16)).ir.splitlines()
     head = short[: next(i for i, line in enumerate(short) if line.strip().startswith("// Residual"))]
     assert long[: len(head)] == head
@@ -57,7 +73,7 @@ def test_a_further_block_leaves_the_other_lines_as_they_are() -> None:
 def test_every_name_that_is_used_is_defined() -> None:
     """Outside the blocks names are full, inside relative; parameters are not defined in the text."""
     for name in CASES:
-        graph = unified(*CASES[name]()).graph
+        graph = case(name).graph
         naming = Naming(graph)
         names = [naming.name[node] for node in naming.shown]
         assert len(set(names)) == len(names)
@@ -68,7 +84,7 @@ def test_every_name_that_is_used_is_defined() -> None:
 
 
 def test_only_integrals() -> None:
-    model = unified(Residual(depth=2), torch.randn(2, 3, 16, 16))
+    model = case("residual")
     shown = print_graph(model.graph, "Residual", only_integrals=True)
     lines = [line for line in shown.splitlines() if " = " in line]
     assert len(lines) == len(model.integrals)
@@ -110,17 +126,12 @@ def test_symbolic_sizes_are_readable() -> None:
     ],
 )
 def test_expressions(build: Any, expected: str) -> None:
-    class Identity(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * 1
-
-    graph = unified(Identity(), torch.randn(4, 3, 9, 11)).graph
-    shape = graph.find_nodes(op="placeholder")[0].meta["val"].shape
-    assert Sizes(graph).text(build(shape[0], shape[2])) == expected
+    sizes, shape = image_sizes()
+    assert sizes.text(build(shape[0], shape[2])) == expected
 
 
 def test_example_sizes() -> None:
-    graph = unified(Encoder(), torch.randn(2, 7, 16)).graph
+    graph = case("encoder").graph
     assert Sizes(graph).examples == {"N": 2, "L": 7}
 
 
@@ -135,7 +146,7 @@ def test_types(dtype: torch.dtype, short: str) -> None:
 
 
 def test_a_line_of_its_own() -> None:
-    graph = unified(Encoder(), torch.randn(2, 7, 16)).graph
+    graph = case("encoder").graph
     node = next(node for node in graph.nodes if "integral" in node.meta)
     assert Printer(graph).line(node).startswith("%attention: f32[N,4,L,4] = integral(%unbind.0, %unbind.1, %unbind.2)")
     assert not is_hidden(node)
@@ -168,5 +179,5 @@ def test_names_of_another_block_that_would_be_ambiguous_count_from_the_root() ->
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for case in CASES:
-        (GOLDEN / f"{case}.txt").write_text(text(case), encoding="utf-8")
+    for known in CASES:
+        (GOLDEN / f"{known}.txt").write_text(text(known), encoding="utf-8")
