@@ -105,7 +105,9 @@ def program_of(model: Any) -> Program:
     """The program behind a unified model. Raises ``TypeError`` for any other object."""
     program = getattr(model, "__dict__", {}).get(_PROGRAM)
     if program is None:
-        raise TypeError(f"{type(model).__name__} is not a unified model: make one with itnet.unify(model, example_inputs)")
+        raise TypeError(
+            f"{type(model).__name__} is not a unified model: make one with itnet.unify(model, example_inputs)"
+        )
     return program
 
 
@@ -151,7 +153,7 @@ def _unified_class(model: nn.Module) -> type[nn.Module]:
 
     if inspect.ismethod(forward):
         # inspect.signature follows __wrapped__ to a method without self; on the class it needs one with self.
-        run.__wrapped__ = forward.__func__  # type: ignore[attr-defined]
+        run.__wrapped__ = forward.__func__
     members: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
@@ -166,16 +168,25 @@ def _unified_class(model: nn.Module) -> type[nn.Module]:
         inherited = inspect.getattr_static(nn.Module, name, None)
         if theirs is not None and theirs is not inherited:
             members[name] = theirs
-        elif any(name in model.__dict__.get(store, ()) for store in ("_modules", "_parameters", "_buffers")):
-            members[name] = _UserAttribute(name)
-        elif name in model.__dict__:
+        elif (
+            any(name in model.__dict__.get(store, ()) for store in ("_modules", "_parameters", "_buffers"))
+            or name in model.__dict__
+        ):
             members[name] = _UserAttribute(name)
     return types.new_class(original.__name__, (Unified, original), exec_body=lambda body: body.update(members))
 
 
 # Members of ``Unified`` that are not names which a model could want for itself.
 _MACHINERY = frozenset(
-    {"__deepcopy__", "__reduce_ex__", "_replicate_for_data_parallel", "__module__", "__doc__", "__dict__", "__weakref__"}
+    {
+        "__deepcopy__",
+        "__reduce_ex__",
+        "_replicate_for_data_parallel",
+        "__module__",
+        "__doc__",
+        "__dict__",
+        "__weakref__",
+    }
 )
 
 

@@ -71,7 +71,9 @@ def _capture_example(unified: nn.Module, example: Example) -> None:
     try:
         call = program.read(*example.args, **example.kwargs)
     except TypeError as error:
-        raise InputError(f"the example inputs do not fit: {error}", remedy="pass arguments as forward takes them") from error
+        raise InputError(
+            f"the example inputs do not fit: {error}", remedy="pass arguments as forward takes them"
+        ) from error
     if program.has(call):
         return
     try:

@@ -54,7 +54,7 @@ def test_quantised_modules_are_named():
             return x
 
     QuantizedLinear.__module__ = "torch.ao.nn.quantized.modules.linear"
-    with pytest.raises(itnet.ModelError, match="'1'.*quantised"):
+    with pytest.raises(itnet.ModelError, match=r"'1'.*quantised"):
         itnet.unify(nn.Sequential(Net(), QuantizedLinear()), X)
 
 

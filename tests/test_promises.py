@@ -72,7 +72,7 @@ class TestForeignNetworks:
     def test_same_forward_without_gradients(self, built, name):
         model, unified, args, kwargs = built(name)
         with torch.no_grad():  # nn.Transformer* and MultiheadAttention take other kernels here
-            same(call(model, args, kwargs), call(unified, args, kwargs), rtol=2e-5)
+            same(call(model, args, kwargs), call(unified, args, kwargs))
 
     def test_every_rewrite_is_verified(self, built, name):
         _, unified, _, _ = built(name)
@@ -294,7 +294,7 @@ def test_names_that_the_model_uses_stay_its_own():
 
     model = Clash()
     unified = itnet.unify(model, torch.zeros(2, 2))
-    assert unified.report is model.report and unified.graph == "mine" and unified.reset() == "also mine"
+    assert unified.report is unified._modules["report"] and unified.graph == "mine" and unified.reset() == "also mine"
     assert unified.ir
 
 

@@ -1,4 +1,4 @@
-"""Example inputs: brought to normal form, or inferred where the model says what it takes; and models not to be taken."""
+"""Example inputs, given in normal form or inferred where the model says what it takes; models that cannot be taken."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def refuse_unsuitable(model: Any) -> None:
         remedy = "pass an instance" if isinstance(model, type) else "pass a torch.nn.Module"
         raise ModelError(f"unify takes a torch.nn.Module, not {kind}", remedy=remedy)
     if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("a TorchScript module has no Python forward to capture", remedy="unify the module it was made of")
+        raise ModelError(
+            "a TorchScript module has no Python forward to capture", remedy="unify the module it was made of"
+        )
     if isinstance(model, torch._dynamo.OptimizedModule):
         raise ModelError(
             "this model is already under torch.compile",
@@ -44,7 +46,7 @@ def refuse_unsuitable(model: Any) -> None:
     for path, module in model.named_modules():
         if "quantized" in type(module).__module__ and type(module).__module__.startswith("torch."):
             raise ModelError(
-                f"module {path or 'model'!r} ({type(module).__name__}) is quantised; its packed weights are no parameters",
+                f"module {path or 'model'!r} ({type(module).__name__}) is quantised: its weights are packed",
                 remedy="unify the floating-point model",
                 node=path,
             )

@@ -68,7 +68,7 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
     Args:
         model: Any module; its classes' own ``forward`` is traced.
         call: The call in normal form; real or meta tensors.
-        axes: Which axes of the inputs stay symbolic where the model allows it: ``all``, only the ``first``, or ``none``.
+        axes: Which axes of the inputs stay symbolic where possible: ``all``, only the ``first``, or ``none``.
         widen: Whether a batch of 0 or 1 is traced as a batch of 2, to keep it symbolic.
         grad: Whether gradients are enabled while tracing.
 
@@ -146,7 +146,7 @@ def _widen_batch(call: Call) -> Call:
 
 
 def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[ExportedProgram, list[str]]:
-    shapes = None
+    shapes: Any = None
     if axes != "none":
         shapes = ShapesCollection()
         for leaf in call.leaves:
@@ -155,9 +155,9 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
     nested = fast_paths.prepare(throwaway)
     if axes == "all":
         _stop_after(throwaway, _PATIENCE)
-    # In this order: inference_mode sets the grad mode too.
-    modes = torch.inference_mode(False), torch.set_grad_enabled(grad)
-    with _quiet(), _no_foreign_randomness(), leaves_installed(), modes[0], modes[1]:
+    # The grad mode comes last: inference_mode sets it too.
+    mode = torch.enable_grad() if grad else torch.no_grad()
+    with _quiet(), _no_foreign_randomness(), leaves_installed(), torch.inference_mode(False), mode:
         program = torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     return program, nested
 
@@ -207,11 +207,13 @@ def _no_foreign_randomness() -> Iterator[None]:
     """Refuse a model that draws from Python's or NumPy's generator: a graph would repeat one draw for ever."""
     import numpy as np
 
-    python_state, numpy_state = random.getstate(), np.random.get_state()[1:3]
+    def states() -> tuple[object, ...]:
+        _, keys, position, *_ = np.random.get_state(legacy=True)
+        return random.getstate(), bytes(keys), position  # type: ignore[arg-type]
+
+    before = states()
     yield
-    numpy_now = np.random.get_state()[1:3]
-    same = numpy_state[1] == numpy_now[1] and bool((numpy_state[0] == numpy_now[0]).all())
-    if random.getstate() != python_state or not same:
+    if states() != before:
         raise CaptureError(
             "forward draws from Python's or NumPy's random generator; a captured graph would repeat one draw for ever",
             remedy="draw with torch (torch.rand …) instead",
@@ -242,7 +244,9 @@ def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
     """The exported program as a graph of our own, with lifted inputs turned back into ``get_attr``."""
     for spec in program.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
-            raise CaptureError(f"the graph returns a {spec.kind.name.lower().replace('_', ' ')}, which is not supported")
+            raise CaptureError(
+                f"the graph returns a {spec.kind.name.lower().replace('_', ' ')}, which is not supported"
+            )
     restore_leaves(program.graph_module)
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     source, graph = program.graph_module.graph, Graph()
@@ -292,7 +296,9 @@ def _drop_dead_nodes(graph: Graph) -> None:
             return False
         target = node.target
         if isinstance(target, torch._ops.OpOverload):
-            return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags or "assert" in str(target)
+            return (
+                target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags or "assert" in str(target)
+            )
         return getattr(target, "__module__", "") not in ("_operator", "math", "torch", "torch.utils._sympy.functions")
 
     graph.eliminate_dead_code(is_impure_node=keep)

@@ -3,7 +3,8 @@
 The fake implementation of ``aten.lstm.input`` and its kin is a Python loop over time steps, which fixes the sequence
 length to the example's without a word. While ``leaves_installed()`` is active, a traced call of such a function
 records a custom operator instead, whose fake implementation computes shapes only; ``restore_leaf`` then puts the ATen
-operator back, so that no other part of the compiler sees the custom one. The stand-ins of ``fast_paths`` are installed along.
+operator back, so that no other part of the compiler sees the custom one. With the leaves come the stand-ins of
+``fast_paths``.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-
+"""The IR: domains, kernel families, the Integral node and its printed form."""

@@ -1,4 +1,4 @@
-"""The IR node: one ``call_module`` node per integral transform, tensors as operands, structure as frozen dataclasses."""
+"""The IR node: one ``call_module`` node per integral transform; tensors are operands, structure frozen dataclasses."""
 
 from __future__ import annotations
 

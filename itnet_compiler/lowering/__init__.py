@@ -1,1 +1,1 @@
-
+"""Lowerings: ways to run an integral, the planner that chooses between them."""

@@ -22,6 +22,7 @@ class Support:
 
     @property
     def ok(self) -> bool:
+        """Whether there is no reason against it."""
         return not self.reasons
 
 
@@ -43,13 +44,14 @@ class Lowered:
 
     @property
     def source(self) -> str:
+        """Python source, as shown to users."""
         return self.text or f"def integral({', '.join(self.parameters)}):\n    return {self.expression}\n"
 
     @cached_property
     def function(self) -> Callable[..., Any]:
         """The compiled expression; takes the operands by position or by role."""
         code = f"lambda {', '.join(self.parameters)}: {self.expression}"
-        return eval(compile(code, "<itnet lowering>", "eval"), dict(self.namespace))  # noqa: S307 - our own source
+        return eval(compile(code, "<itnet lowering>", "eval"), dict(self.namespace))
 
 
 class Lowering:

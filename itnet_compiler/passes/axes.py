@@ -132,7 +132,8 @@ class Analysis:
         elif family == "softmax" and "input" in operands:
             found = scaled_attention(source, source, source, first.shape[-1])
         elif family == "softmax":
-            found = scaled_attention(*(self(operands[role]) for role in ("query", "key", "value")), first.shape[-1])
+            query, key, value_axes = (self(operands[role]) for role in ("query", "key", "value"))
+            found = scaled_attention(query, key, value_axes, first.shape[-1])
         elif family == "gated":
             step = spec.domain.single_step
             return recurrent(source, node, batch_first=kernel.batch_first, step=step)

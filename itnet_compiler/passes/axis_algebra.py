@@ -10,14 +10,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import sympy
-import torch
-from torch.utils._sympy.functions import CleanDiv, FloorDiv
+from .axis_sizes import ONE, Monomial, aligned, monomial, product, quotient
 
 __all__ = ["Axis", "AxisRole", "Factor", "Variable", "axis", "broadcast", "has_extent", "join", "regroup", "resized"]
 
@@ -163,90 +159,9 @@ def broadcast(operands: Iterable[Sequence[Axis]], shape: Sequence[Any]) -> list[
     return result
 
 
-# ── Sizes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-# c · Π expression^exponent; exact, except that a floor division is taken to leave no remainder. It does where it makes
-# up the shape of a view, since the view would not be valid otherwise.
-Monomial = tuple[Fraction, frozenset[tuple[sympy.Expr, int]]]
-
-
-def _product(parts: Iterable[tuple[Monomial, int]]) -> Monomial:
-    coefficient, powers = Fraction(1), {}
-    for (number, symbols), exponent in parts:
-        coefficient *= number**exponent
-        for expression, power in symbols:
-            powers[expression] = powers.get(expression, 0) + power * exponent
-    return coefficient, frozenset((e, p) for e, p in powers.items() if p)
-
-
-def _expression(monomial: Monomial) -> sympy.Expr:
-    number, symbols = monomial
-    return sympy.Mul(sympy.Rational(number.numerator, number.denominator), *(e**p for e, p in symbols))
-
-
-@lru_cache(maxsize=65536)
-def _monomial(expression: sympy.Expr) -> Monomial:
-    if expression.is_Rational:
-        return Fraction(int(expression.p), int(expression.q)), frozenset()
-    if expression.is_Mul:
-        return _product((_monomial(part), 1) for part in expression.args)
-    if expression.is_Pow and expression.exp.is_Integer:
-        return _product([(_monomial(expression.base), int(expression.exp))])
-    if isinstance(expression, (FloorDiv, CleanDiv)):
-        over, under = expression.args
-        return _product([(_monomial(over), 1), (_monomial(under), -1)])
-    if expression.is_Add:
-        exact = sympy.factor_terms(sympy.expand(sympy.Add(*(_expression(_monomial(part)) for part in expression.args))))
-        if not exact.is_Add:
-            return _monomial(exact)
-        number, rest = exact.primitive()
-        return Fraction(int(number.p), int(number.q)), frozenset({(rest, 1)})
-    return Fraction(1), frozenset({(expression, 1)})
-
-
-ONE: Monomial = (Fraction(1), frozenset())
-
-
-def _size(size: Any) -> Monomial:
-    if isinstance(size, tuple):
-        return size
-    if isinstance(size, torch.SymInt):
-        return _monomial(size.node.expr)
-    return Fraction(int(size)), frozenset()
-
-
 def has_extent(one: Axis, size: Any) -> bool:
     """Whether the extent of an axis is ``size``, as expressions."""
-    return _product((_size(factor.size), 1) for factor in one.factors) == _size(size)
-
-
-def _boundaries(sizes: Sequence[Monomial]) -> list[Monomial]:
-    """Products of the first 0, 1, 2 … sizes."""
-    found = [ONE]
-    for size in sizes:
-        found.append(_product([(found[-1], 1), (size, 1)]))
-    return found
-
-
-def _aligned(first: Sequence[Monomial], second: Sequence[Monomial]) -> list[tuple[int, int]]:
-    """Pairs of places at which both lists of sizes, none of them 1, have equal products before, or behind, them."""
-    ends = (len(first), len(second))
-    before = {product: place for place, product in enumerate(_boundaries(first))}
-    behind = {product: ends[0] - place for place, product in enumerate(_boundaries(first[::-1]))}
-    found = {(0, 0), ends}
-    for place, product in enumerate(_boundaries(second)):
-        if product in before:
-            found.add((before[product], place))
-    for place, product in enumerate(_boundaries(second[::-1])):
-        if product in behind:
-            found.add((behind[product], ends[1] - place))
-    kept = [(0, 0)]
-    for one, two in sorted(found):
-        if one > kept[-1][0] and two > kept[-1][1]:
-            kept.append((one, two))
-    while len(kept) > 1 and kept[-1] != ends:
-        kept.pop()
-    return kept if kept[-1] == ends else [(0, 0), ends]
+    return product((monomial(factor.size), 1) for factor in one.factors) == monomial(size)
 
 
 def regroup(axes: Sequence[Axis], shape: Sequence[Any]) -> list[Axis]:
@@ -257,7 +172,7 @@ def regroup(axes: Sequence[Axis], shape: Sequence[Any]) -> list[Axis]:
     result: list[Axis | None] = [None] * len(shape)
     if any(_is_zero(size) for size in (*shape, *(factor.size for factor in wide))):
         return [axis(size) for size in shape]
-    marks = _aligned([_size(factor.size) for factor in wide], [_size(shape[place]) for place in places])
+    marks = aligned([monomial(factor.size) for factor in wide], [monomial(shape[place]) for place in places])
     for (low, start), (high, stop) in pairwise(marks):
         group = places[start:stop]
         for place, found in zip(group, _split(wide[low:high], [shape[place] for place in group]), strict=True):
@@ -285,16 +200,16 @@ def _taken_apart(factors: Sequence[Factor], sizes: Sequence[Any]) -> list[Axis] 
     left = list(factors)
     result = []
     for size in reversed(sizes):
-        need, taken = _size(size), []
+        need, taken = monomial(size), []
         while need != ONE:
             if not left:
                 return None
             factor = left.pop()
-            have = _size(factor.size)
-            if (rest := _quotient(need, have)) is not None:
+            have = monomial(factor.size)
+            if (rest := quotient(need, have)) is not None:
                 taken.append(factor)
                 need = rest
-            elif (rest := _quotient(have, need)) is not None:
+            elif (rest := quotient(have, need)) is not None:
                 slow, fast = _two_parts(factor, rest, need)
                 left.append(slow)
                 taken.append(fast)
@@ -305,13 +220,6 @@ def _taken_apart(factors: Sequence[Factor], sizes: Sequence[Any]) -> list[Axis] 
             return None
         result.append(Axis(tuple(reversed(taken))))
     return None if left else result[::-1]
-
-
-def _quotient(over: Monomial, under: Monomial) -> Monomial | None:
-    """The quotient where ``under`` divides ``over`` as it is written."""
-    found = _product([(over, 1), (under, -1)])
-    exact = found[0].denominator == 1 and all(power > 0 for _, power in found[1])
-    return found if exact else None
 
 
 def _two_parts(factor: Factor, slow: Monomial, fast: Monomial) -> tuple[Factor, Factor]:

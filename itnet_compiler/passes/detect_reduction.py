@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import Node
 
 from ..ir.dense import Dense
@@ -15,7 +17,7 @@ from .statistics import is_statistic
 __all__ = ["maximum_with_indices", "reduction"]
 
 
-def _position_axes(node: Node, match: Match, given: dict[str, object]) -> tuple[int, ...]:
+def _position_axes(node: Node, match: Match, given: dict[str, Any]) -> tuple[int, ...]:
     """The axes reduced, as the user counted them, all of them proven to be position axes."""
     source = given["self"]
     match.require(isinstance(source, Node), "the operand is no tensor")

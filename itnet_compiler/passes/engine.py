@@ -14,11 +14,12 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from ..ir.integral import Integral, Plan, Verification
+from ..ir.naming import module_path, source_line
 from ..lowering.base import Lowered, find_lowering
 from ..registry import scan
 from ..settings import NEAR_MISSES, debug
 from .effects import Effects, is_random, written_arguments
-from .journal import Entry, Journal, module_path, source_line
+from .journal import Entry, Journal
 from .match import Proposal, Refusal, Rule, op_name
 from .verify import Verifier
 
@@ -69,14 +70,8 @@ def detect(
         # Operands may have become results of integrals made in the meantime.
         operands = map_arg(dict(offered.operands), lambda node: replaced.get(node, node))
         proposal = dataclasses.replace(offered, operands=operands)
-        problem = _region_problem(proposal, effects)
-        verification = Verification("skipped", note="verify=False")
-        lowered = find_lowering("library").build(proposal.spec)
-        if problem is None and verifier is not None:
-            verification = verifier.check(proposal, lowered)
-            if verification.status == "failed":
-                problem = verification.note
-        if problem is not None:
+        lowered, verification, problem = _prepare(proposal, effects, verifier)
+        if lowered is None or problem is not None:
             journal.add(_entry("rolled back", rule, proposal, reason=problem, error=verification.error))
             debug(NEAR_MISSES, "rolled back %s at %s: %s", rule.name, proposal.region[-1].name, problem)
         else:
@@ -85,6 +80,24 @@ def detect(
         tick()
     graph.lint()
     return journal
+
+
+def _prepare(
+    proposal: Proposal, effects: Effects, verifier: Verifier | None
+) -> tuple[Lowered | None, Verification, str | None]:
+    """What the node would run, how that was checked, and why it must not be made, if so."""
+    verification = Verification("skipped", note="verify=False")
+    problem = _region_problem(proposal, effects)
+    if problem is not None:
+        return None, verification, problem
+    try:
+        lowered = find_lowering("library").build(proposal.spec)
+        if verifier is not None:
+            verification = verifier.check(proposal, lowered)
+    except Exception as error:
+        # A fault in one family must not cost the user the other rewrites; the report shows it.
+        return None, verification, f"{type(error).__name__}: {error}"
+    return lowered, verification, verification.note if verification.status == "failed" else None
 
 
 def _propose(graph: Graph, tried: tuple[Rule, ...], journal: Journal) -> list[tuple[Rule, Proposal]]:
@@ -100,19 +113,9 @@ def _propose(graph: Graph, tried: tuple[Rule, ...], journal: Journal) -> list[tu
             try:
                 offered.append((rule, rule(node)))
             except Refusal as refusal:
-                where, reason = refusal.node, refusal.reason
-                journal.add(
-                    Entry(
-                        "refused",
-                        rule.name,
-                        node.name,
-                        reason=reason,
-                        depth=refusal.depth,
-                        module_path=module_path(where) or module_path(node),
-                        source_line=source_line(where) or source_line(node),
-                    )
-                )
-                debug(NEAR_MISSES, "%s refused at %s: %s", rule.name, node.name, reason)
+                journal.add(_refusal(rule, node, refusal))
+            except Exception as error:
+                journal.add(_refusal(rule, node, Refusal(f"the rule failed: {type(error).__name__}: {error}", node, 0)))
     taken: set[Node] = set()
     kept = []
     for rule, proposal in sorted(offered, key=lambda item: (-len(item[1].region), order[item[1].region[0]])):
@@ -199,6 +202,19 @@ def _replace(
     for node in sorted(proposal.region, reverse=True):
         graph.erase_node(node)
     return integral
+
+
+def _refusal(rule: Rule, anchor: Node, refusal: Refusal) -> Entry:
+    debug(NEAR_MISSES, "%s refused at %s: %s", rule.name, anchor.name, refusal.reason)
+    return Entry(
+        "refused",
+        rule.name,
+        anchor.name,
+        reason=refusal.reason,
+        depth=refusal.depth,
+        module_path=module_path(refusal.node) or module_path(anchor),
+        source_line=source_line(refusal.node) or source_line(anchor),
+    )
 
 
 def _entry(status: str, rule: Rule, proposal: Proposal, **rest: object) -> Entry:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch.fx import Node
-
-__all__ = ["Entry", "Journal", "module_path", "source_line"]
+__all__ = ["Entry", "Journal"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,11 @@ class Journal:
     entries: list[Entry] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
+        """Append ``entry``."""
         self.entries.append(entry)
 
     def near_misses(self) -> dict[str, Entry]:
-        """For every node at which rules were refused or rolled back and none succeeded: the entry that came furthest."""
+        """For every node that was tried and not replaced: the entry that came furthest."""
         done = {name for entry in self.entries if entry.status == "replaced" for name in entry.nodes}
         best: dict[str, Entry] = {}
         for entry in self.entries:
@@ -62,29 +61,3 @@ class Journal:
 
 def _rank(entry: Entry) -> tuple[bool, int]:
     return entry.status == "rolled back", entry.depth
-
-
-def module_path(node: Node) -> str:
-    """Path of the innermost module that ``node`` was traced in; empty for the root."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values()]
-    return _plain(paths[-1]) if paths else ""
-
-
-def _plain(path: str) -> str:
-    # A module called a second time appears as "layer@1".
-    return path.removeprefix("L['self'].").split("@")[0]
-
-
-def source_line(node: Node) -> str | None:
-    """``file.py:12`` of the call, in the innermost frame outside torch."""
-    trace = node.meta.get("stack_trace")
-    if not trace:
-        return None
-    frames = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
-    users = [frame for frame in frames if "/torch/" not in frame.replace("\\", "/")]
-    if not users:
-        return None
-    parts = users[-1].split('"')
-    number = users[-1].split("line ", 1)[1].split(",")[0]
-    return f"{parts[1].replace(chr(92), '/').rsplit('/', 1)[-1]}:{number}"

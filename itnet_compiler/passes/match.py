@@ -45,7 +45,7 @@ def op_name(node: Node) -> str:
 def bind(node: Node) -> dict[str, Any]:
     """Arguments of an operator call by schema name, defaults filled in."""
     if not isinstance(node.target, torch._ops.OpOverload):
-        return dict(enumerate(node.args)) | dict(node.kwargs)  # type: ignore[arg-type]
+        return {str(position): value for position, value in enumerate(node.args)} | dict(node.kwargs)
     bound: dict[str, Any] = {}
     for position, argument in enumerate(node.target._schema.arguments):
         if position < len(node.args):
@@ -177,4 +177,3 @@ def propose(spec: Spec, operands: dict[str, Any], *region: Node, outputs: tuple[
 def present(operands: dict[str, Any]) -> tuple[str, ...]:
     """Roles whose operand is not None, in order: what ``Spec.operands`` holds."""
     return tuple(role for role, value in operands.items() if value is not None)
-

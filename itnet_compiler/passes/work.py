@@ -149,7 +149,7 @@ def _pooling_flops(node: Node) -> int:
     """One operation a tap."""
     rank = next(int(letter) for letter in operator_name(node) if letter.isdigit())
     size = bind(node)["kernel_size"]
-    taps = size[0] ** rank if len(size) == 1 else prod(size)
+    taps: int = size[0] ** rank if len(size) == 1 else prod(int(extent) for extent in size)
     return taps * _elements(tensors_of(node)[:1])
 
 
@@ -167,7 +167,7 @@ def _recurrence_flops(node: Node) -> int:
     weights = given.get("params") or [given[role] for role in ("w_ih", "w_hh") if role in given]
     matrices = [one.meta["val"] for one in weights if isinstance(one, Node) and one.meta["val"].dim() == 2]
     source = given.get("input", given.get("data"))
-    steps = prod(concrete(source.meta["val"].shape)[:-1])
+    steps: int = prod(concrete(source.meta["val"].shape)[:-1])
     return 2 * steps * _elements(matrices)
 
 

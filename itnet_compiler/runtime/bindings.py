@@ -30,7 +30,7 @@ maximum.default mean.dim minimum.default mm.default movedim.int mul.Tensor mul.S
 ne.Scalar neg.default pow.Tensor_Scalar pow.Tensor_Tensor prelu.default reciprocal.default relu.default relu_.default
 repeat_interleave.self_int rms_norm.default roll.default round.default rsqrt.default rsub.Scalar rsub.Tensor
 scatter.src selu.default sigmoid.default sigmoid_.default sign.default sin.default softmax.int log_softmax.int
-split_with_sizes.default sqrt.default square.default squeeze.dim squeeze.default stack.default sub.Tensor sub.Scalar
+split_with_sizes.default sqrt.default square.default squeeze.dim squeeze.default stack.default sub.Tensor
 sum.dim_IntList tanh.default tanh_.default topk.default transpose.int tril.default triu.default unbind.int
 unsqueeze.default where.self zeros_like.default ones_like.default full_like.default clone.default
 pixel_shuffle.default channel_shuffle.default bernoulli.default rand_like.default randn_like.default var.correction

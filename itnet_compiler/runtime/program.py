@@ -147,12 +147,12 @@ class Program:
                 widen = False
         if key in self._refused or detect_fake_mode(call.leaves) is not None:
             return None
-        variant = self._add(key, call, widen)
-        if variant is None or variant.refused:
+        added = self._add(key, call, widen)
+        if added is None or added.refused:
             return None
-        if variant.capture.guards.fit(shapes) and self._trusts(variant, call, shapes):
-            return variant
-        if widen and variant.capture.guards.small(shapes):
+        if added.capture.guards.fit(shapes) and self._trusts(added, call, shapes):
+            return added
+        if widen and added.capture.guards.small(shapes):
             return self._choose(key, call)
         self._refused.add(key)
         self._note(f"sizes of 0 or 1 in {call.signature.describe()} cannot be captured")

@@ -40,8 +40,8 @@ class TreeState:
         """What a graph's validity depends on: equal results mean that the same graph applies."""
         for _ in range(2):
             try:
-                same = all([store[name] is child for store, name, child in self._children])
-                if same and not any([store[name] is not None for store, name in self._absent]):
+                same = all([store[name] is child for store, name, child in self._children])  # noqa: C419 - a list is faster
+                if same and not any([store[name] is not None for store, name in self._absent]):  # noqa: C419
                     kinds = [_kind(store[name]) for store, name in self._present]
                     return (self.edition, tuple([state["training"] for state in self._dicts]), tuple(kinds))
             except (KeyError, AttributeError):

@@ -36,12 +36,18 @@ class Trial:
     def describe(self) -> str:
         """One sentence for the report."""
         if self.own_error:
-            return f"the original differs from itself by {self.own_error:.1e} (same seed); the graph by {self.error:.1e}"
+            return (
+                f"the original differs from itself by {self.own_error:.1e} (same seed); the graph by {self.error:.1e}"
+            )
         return "outputs bit-equal to the original's" if self.error == 0 else f"outputs within {self.error:.1e}"
 
 
 def run_trial(
-    root: nn.Module, original: Callable[..., Any], graph: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    root: nn.Module,
+    original: Callable[..., Any],
+    graph: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Trial:
     """Compare ``original(*args, **kwargs)`` with ``graph(...)`` under one seed; buffers and generators are restored."""
     expected = _observe(root, original, args, kwargs)
@@ -56,13 +62,12 @@ def run_trial(
 
 def _observe(root: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Output leaves and the buffers that the call wrote."""
-
-    copies: dict[int, Tensor] = {}  # one tensor given twice stays one tensor
+    copies: dict[int, Tensor] = {}
 
     def own(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in copies:
+        if id(value) not in copies:  # one tensor given twice stays one
             copies[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
         return copies[id(value)]
 

@@ -72,7 +72,7 @@ class Variant:
         """An independent variant: graph and integrals copied, tensors' fake values shared."""
         graph = Graph()
         mapping: dict[Any, Any] = {}
-        graph.output(graph.graph_copy(self.graph, mapping))  # type: ignore[arg-type]
+        graph.output(graph.graph_copy(self.graph, mapping))
         for old, new in mapping.items():
             new.meta = dict(old.meta)
             if (integral := integral_of(new)) is not None:

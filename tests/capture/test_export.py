@@ -117,7 +117,7 @@ def test_variadic_and_keyword_only_arguments():
 def test_hooks_at_capture_are_refused_with_the_module():
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(itnet.CaptureError, match="'0'.*hooks"):
+    with pytest.raises(itnet.CaptureError, match=r"'0'.*hooks"):
         itnet.unify(model, torch.zeros(2, 2))
 
 

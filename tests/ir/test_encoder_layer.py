@@ -76,7 +76,10 @@ def test_work() -> None:
 
 
 def test_description() -> None:
-    assert EncoderLayer(8, activation="gelu", norm_first=True).describe() == "softmax(heads=8, activation=gelu, norm_first)"
+    assert (
+        EncoderLayer(8, activation="gelu", norm_first=True).describe()
+        == "softmax(heads=8, activation=gelu, norm_first)"
+    )
 
 
 @pytest.mark.parametrize("settings", [{"activation": "tanh"}, {"mask": "causal"}], ids=str)

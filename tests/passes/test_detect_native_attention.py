@@ -68,9 +68,7 @@ def test_attention(keywords: dict[str, Any], kernel: ProjectedSoftmax) -> None:
 
 
 def test_without_weights_the_node_is_one_tensor() -> None:
-    proposal = _proposed(
-        native_attention, ProjectedSoftmax(2), "attention", _attention(), X, X, X, need_weights=False
-    )
+    proposal = _proposed(native_attention, ProjectedSoftmax(2), "attention", _attention(), X, X, X, need_weights=False)
     assert isinstance(proposal.outputs[0].meta["val"], Tensor)
     assert len(proposal.region) == 2
 

@@ -79,6 +79,9 @@ def test_all_axes_of_a_tensor_without_batch():
     check_region(graph, proposal, x)
 
 
+STATISTIC = "a statistic of a normalisation, not a pooling of positions"
+
+
 def _softmax(y: Tensor) -> Tensor:
     e = (y - y.amax(1, keepdim=True)).exp()
     return e / e.sum(1, keepdim=True)
@@ -101,11 +104,11 @@ def _instance_norm(y: Tensor) -> Tensor:
         (tokens(lambda y: y.mean(-1)), "axis -1 is not proven to be a position axis, it is feature"),
         (tokens(lambda y: y.sum(1, dtype=torch.float64)), "the result has another dtype"),
         (tokens(lambda y: (y > 0).sum(1)), "the result has another dtype"),
-        (tokens(_instance_norm), "a statistic of a normalisation, not a pooling of positions"),
-        (tokens(_softmax), "a statistic of a normalisation, not a pooling of positions"),
+        (tokens(_instance_norm), STATISTIC),
+        (tokens(_softmax), STATISTIC),
         (
             tokens(lambda y: y - y.float().mean(1, keepdim=True)),
-            "a statistic of a normalisation, not a pooling of positions",
+            STATISTIC,
         ),
     ],
 )

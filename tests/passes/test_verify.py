@@ -38,7 +38,9 @@ def wrong_rule(change):
 def off_by_one_padding(proposal):
     window: Window = proposal.spec.domain
     pairs = tuple((low - 1, high + 1) for low, high in window.padding)
-    return dataclasses.replace(proposal, spec=dataclasses.replace(proposal.spec, domain=dataclasses.replace(window, padding=pairs)))
+    return dataclasses.replace(
+        proposal, spec=dataclasses.replace(proposal.spec, domain=dataclasses.replace(window, padding=pairs))
+    )
 
 
 def swapped_operands(proposal):

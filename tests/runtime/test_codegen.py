@@ -14,7 +14,6 @@ from itnet_compiler.capture.signature import SignatureReader
 from itnet_compiler.runtime.bindings import _table, binding
 from itnet_compiler.runtime.codegen import generate
 
-
 X, X3, X4, ONES3 = torch.rand(3, 3), torch.rand(3, 3, 3), torch.rand(2, 3, 4, 4), torch.ones(3)
 
 
@@ -185,7 +184,9 @@ def test_unknown_operators_are_called_as_they_are():
     assert binding(len) is len
 
 
-@pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4), nn.Softmax(-1))])
+@pytest.mark.parametrize(
+    "model", [nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.LayerNorm(4), nn.Softmax(-1))]
+)
 def test_compiles_without_a_break(model):
     unified = itnet.unify(model.eval(), torch.randn(2, 3))
     compiled = torch.compile(unified, backend="eager", fullgraph=True)
