@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import time
 import traceback
 import warnings
@@ -29,6 +28,7 @@ from . import fast_paths
 from .clone import shallow_clone
 from .guards import ShapeGuards
 from .leaves import leaves_installed, restore_leaves
+from .losses import no_custom_gradients, no_foreign_randomness, refuse_hooks
 from .signature import Call
 
 __all__ = ["Capture", "capture"]
@@ -75,7 +75,7 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
     Raises:
         CaptureError: where ``torch.export`` fails or the result would lose something.
     """
-    _refuse_hooks(model)
+    refuse_hooks(model)
     failure: Exception | None = None
     too_slow = False
     for example, chosen, note in _attempts(call, axes, widen):
@@ -115,17 +115,6 @@ def _attempts(call: Call, axes: str, widen: bool) -> Iterator[tuple[Call, str, s
         yield call, axes, "the batch size is fixed: the model cannot be captured at another than the example's"
 
 
-def _refuse_hooks(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if path and (hooked or module._backward_pre_hooks):
-            raise CaptureError(
-                f"module {path!r} ({type(module).__name__}) has hooks, which a captured graph would not run",
-                remedy="remove the hooks before unify, or register them on the root module",
-                node=path,
-            )
-
-
 def _widen_batch(call: Call) -> Call:
     """The call with a leading size of 0 or 1 shared by all tensors made 2, since torch.export specialises 0 and 1."""
     sized = [leaf for leaf in call.leaves if leaf.dim()]
@@ -157,7 +146,14 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
         _stop_after(throwaway, _PATIENCE)
     # The grad mode comes last: inference_mode sets it too.
     mode = torch.enable_grad() if grad else torch.no_grad()
-    with _quiet(), _no_foreign_randomness(), leaves_installed(), torch.inference_mode(False), mode:
+    with (
+        _quiet(),
+        no_foreign_randomness(),
+        no_custom_gradients(),
+        leaves_installed(),
+        torch.inference_mode(False),
+        mode,
+    ):
         program = torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     return program, nested
 
@@ -200,24 +196,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _no_foreign_randomness() -> Iterator[None]:
-    """Refuse a model that draws from Python's or NumPy's generator: a graph would repeat one draw for ever."""
-    import numpy as np
-
-    def states() -> tuple[object, ...]:
-        _, keys, position, *_ = np.random.get_state(legacy=True)
-        return random.getstate(), bytes(keys), position  # type: ignore[arg-type]
-
-    before = states()
-    yield
-    if states() != before:
-        raise CaptureError(
-            "forward draws from Python's or NumPy's random generator; a captured graph would repeat one draw for ever",
-            remedy="draw with torch (torch.rand …) instead",
-        )
 
 
 def _capture_error(error: Exception) -> CaptureError:

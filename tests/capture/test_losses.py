@@ -1,0 +1,65 @@
+"""What a graph would silently lose is refused, with the reason."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import itnet
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Rounds(nn.Module):
+    def forward(self, x):
+        return StraightThrough.apply(x * 2)
+
+
+def test_a_custom_backward_is_refused_by_name():
+    apply = torch.autograd.Function.__dict__["apply"]
+    with pytest.raises(itnet.CaptureError, match="StraightThrough") as caught:
+        itnet.unify(Rounds(), torch.randn(3))
+    assert "custom_op" in caught.value.remedy
+    assert torch.autograd.Function.__dict__["apply"] is apply
+    x = torch.randn(3, requires_grad=True)
+    Rounds()(x).sum().backward()
+    assert torch.equal(x.grad, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_randomness_from_outside_torch_is_refused(draw):
+    class Lucky(nn.Module):
+        def forward(self, x):
+            return x * float(draw())
+
+    with pytest.raises(itnet.CaptureError, match="random generator"):
+        itnet.unify(Lucky(), torch.zeros(2))
+
+
+def test_a_mode_that_cannot_be_captured_runs_the_original_code():
+    class OnlyWhenTraining(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return StraightThrough.apply(x) if self.training else x
+
+    model, x = OnlyWhenTraining().eval(), torch.randn(2, 3, 5)
+    unified = itnet.unify(model, x, copy=True)
+    assert torch.equal(model(x), unified(x))
+    for net in (model, unified):
+        net.train()(x).sum().backward()
+    assert torch.equal(model.conv.weight.grad, unified.conv.weight.grad) and bool(model.conv.weight.grad.any())
+    assert "StraightThrough" in str(unified.report())
