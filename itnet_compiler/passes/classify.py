@@ -136,6 +136,7 @@ def _classify_call(node: Node, name: str, analysis: Analysis) -> Classification:
 _TABLES: tuple[tuple[Iterable[str], Category, str], ...] = (
     (POINTWISE, Category.POINTWISE, "elementwise"),
     (EMBEDDINGS | {"one_hot"}, Category.POINTWISE, "a look-up at each position"),
+    ({"getitem"}, Category.REINDEXING, "one of several results"),
     (REINDEXING, Category.REINDEXING, "moves values"),
     (NORMALISATIONS, Category.NORMALISATION, "normalisation layer"),
     (ROUTING, Category.ROUTING, "what goes where depends on the values"),

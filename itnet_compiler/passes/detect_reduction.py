@@ -22,6 +22,7 @@ def _position_axes(node: Node, match: Match, given: dict[str, Any]) -> tuple[int
     source = given["self"]
     match.require(isinstance(source, Node), "the operand is no tensor")
     dims = given.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
     axes = tuple(range(rank(source))) if dims is None or dims == [] else match.literal(dims, "axes")
     roles = roles_of(source)
     match.require(len(axes) > 0, "a scalar has no positions")
@@ -54,5 +55,5 @@ def reduction(node: Node, match: Match) -> Proposal:
 def maximum_with_indices(node: Node, match: Match) -> Proposal:
     """Refused: of several equal positions, ``max(dim)`` gives one the gradient, and ``amax`` each a share of it."""
     given = bind(node)
-    _position_axes(node, match, {**given, "dim": [given["dim"]]})
+    _position_axes(node, match, given)
     match.refuse("max(dim) gives its gradient to one of several equal positions, which no kernel family does")

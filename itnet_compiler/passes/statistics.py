@@ -13,15 +13,15 @@ __all__ = ["is_statistic"]
 # Between a statistic and the division: epsilon, square root, clamps, broadcasting.
 _STEPS = frozenset(
     "add sub mul div clamp clamp_min clamp_max maximum to float double expand expand_as unsqueeze squeeze view reshape"
-    " getitem pow square abs neg contiguous clone detach broadcast_to _to_copy type_as".split()
+    " getitem pow sqrt square abs neg contiguous clone detach broadcast_to _to_copy type_as".split()
 )
-_DIVIDING = frozenset({"rsqrt", "sqrt", "reciprocal"})
+_DIVIDING = frozenset({"rsqrt", "reciprocal"})
 _CASTS = frozenset({"to", "float", "double", "_to_copy", "type_as", "clone", "detach", "contiguous"})
 _MOST_STEPS = 8
 
 
 def is_statistic(node: Node) -> bool:
-    """Whether the result of a reduction is subtracted from its own source, or leads to a root or a denominator."""
+    """Whether the result of a reduction is subtracted from its own source, or ends up in a denominator."""
     centres_only = operator_name(node) in EXTREMA
     steps = _STEPS | {"mean"} if "norm" in operator_name(node) else _STEPS  # a norm over the mean of such norms
     source = _uncast(next(iter(bind(node).values())))
@@ -40,25 +40,29 @@ def is_statistic(node: Node) -> bool:
 
 
 def _centres(user: Node, name: str, value: Node, source: object) -> bool:
-    return name == "sub" and len(user.args) > 1 and user.args[1] is value and _uncast(user.args[0]) is source
+    return name == "sub" and _argument(user, 1) is value and _uncast(_argument(user, 0)) is source
 
 
 def _divides(user: Node, name: str, value: Node) -> bool:
     if name in _DIVIDING:
         return True
     if name == "pow":
-        exponent = user.args[1]
-        return user.args[0] is value and isinstance(exponent, (int, float)) and exponent < 0
-    return name in ("div", "true_divide") and user.args[1] is value
+        exponent = _argument(user, 1)
+        return _argument(user, 0) is value and isinstance(exponent, (int, float)) and exponent < 0
+    return name in ("div", "true_divide") and _argument(user, 1) is value
 
 
 def _stays(user: Node, value: Node) -> bool:
     """Whether the step computes on the statistic alone, rather than joining it with what it was taken of."""
-    if user.args[0] is not value:
+    if _argument(user, 0) is not value:
         return False
     if len(user.all_input_nodes) == 1 or operator_name(user) in ("expand_as", "type_as", "expand", "view", "reshape"):
         return True
     return [t.shape for t in tensors_of(user)] == [t.shape for t in tensors_of(value)]
+
+
+def _argument(user: Node, place: int) -> object:
+    return user.args[place] if place < len(user.args) else None
 
 
 def _uncast(value: object) -> object:

@@ -186,7 +186,7 @@ def _real_sizes(proposal: Proposal) -> Iterable[Bindings]:
 
 
 def _other_sizes(proposal: Proposal) -> Iterable[Bindings]:
-    """Bindings to try in turn: small distinct primes, then ever nearer to the example, at last equal sizes kept equal."""
+    """Bindings to try in turn: small distinct primes, then nearer to the example, at last equal sizes kept equal."""
     real = _symbols(proposal)
     if not real:
         return

@@ -54,6 +54,7 @@ def tokens(function: Callable[..., Any]) -> tuple[Model, Tensor]:
         (tokens(lambda y: (y * torch.ones(5, 1)).sum(1) / 5), Dense("uniform", axes=(1,)), "sum"),
         (tokens(lambda y: y.view(y.shape[0], -1, 2, 2).mean(1)), Dense("uniform", axes=(1,), mean=True), "mean"),
         (tokens(lambda y: F.normalize(y.mean(1), dim=-1)), Dense("uniform", axes=(1,), mean=True), "mean"),
+        (tokens(lambda y: y.square().mean(1).sqrt()), Dense("uniform", axes=(1,), mean=True), "mean"),
         (tokens(lambda y: y * y.mean(1, keepdim=True)), Dense("uniform", axes=(1,), keepdim=True, mean=True), "mean"),
     ],
     ids=str,

@@ -23,14 +23,21 @@ LATER = torch.ones(5, 5, dtype=torch.bool).triu(1)
 
 
 class Attend(nn.Module):
-    """Self-attention as a part of a model; every call option by keyword."""
+    """Self-attention as a part of a model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(D, 2, batch_first=True)
 
-    def forward(self, x: Tensor, **options: Any) -> Any:
-        return self.attention(x, x, x, **options)
+    def forward(
+        self,
+        x: Tensor,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        need_weights: bool = True,
+        average_attn_weights: bool = True,
+    ) -> Any:
+        return self.attention(x, x, x, key_padding_mask, need_weights, attn_mask, average_attn_weights)
 
 
 class Mixed(nn.Module):
@@ -252,6 +259,7 @@ def test_switches_of_torch() -> None:
     assert list(_origins(unified)) == ["eval", "eval (no grad)"]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_run_the_original_code() -> None:
     """Even if the mask of the first call, captured and compared, pads nothing."""
     for settle in (lambda model: model, lambda model: model.requires_grad_(False)):
