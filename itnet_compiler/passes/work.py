@@ -167,8 +167,8 @@ def _recurrence_flops(node: Node) -> int:
     weights = given.get("params") or [given[role] for role in ("w_ih", "w_hh") if role in given]
     matrices = [one.meta["val"] for one in weights if isinstance(one, Node) and one.meta["val"].dim() == 2]
     source = given.get("input", given.get("data"))
-    steps: int = prod(concrete(source.meta["val"].shape)[:-1])
-    return 2 * steps * _elements(matrices)
+    sizes = concrete(source.meta["val"].shape)
+    return 2 * prod(sizes[:-1]) * _elements(matrices)
 
 
 def _interpolation_flops(taps: int) -> Callable[[Node], int]:

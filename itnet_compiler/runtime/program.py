@@ -114,7 +114,8 @@ class Program:
             return self._traced(args, kwargs)
         try:
             call = self._reader.read(args, kwargs)
-        except TypeError:
+        except TypeError as error:
+            self._note(f"calls with other arguments than tensors in plain containers run the original code: {error}")
             return self.original(self.root, *args, **kwargs)
         if self._tree.hooked():
             self._note("modules below the root have hooks: the original code runs, so that they fire")
@@ -172,8 +173,8 @@ class Program:
         # An exported original holds no fast paths either.
         fast = None if torch.compiler.is_exporting() else self._fast.conditions(call.leaves)
         for variant in self.variants:
-            same_mode = variant.state[1][0] == self.root.training and variant.fast == fast and not variant.refused
-            if same_mode and variant.signature == call.signature and variant.capture.guards.fit(shapes):
+            same_call = variant.signature == call.signature and variant.fast == fast and not variant.refused
+            if same_call and self._tree.matches(variant.state) and variant.capture.guards.fit(shapes):
                 return self.run(variant, call.leaves)
         return self.original(self.root, *args, **kwargs)
 

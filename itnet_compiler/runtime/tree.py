@@ -50,6 +50,22 @@ class TreeState:
             self._walk()
         raise RuntimeError("the module tree changed while it was read")
 
+    def matches(self, state: tuple[Any, ...]) -> bool:
+        """Whether ``read`` would give ``state``; written so that torch.compile can trace it and guard on each part."""
+        edition, modes, kinds = state
+        if edition != self.edition or len(modes) != len(self._dicts) or len(kinds) != len(self._present):
+            return False
+        for store, name, child in self._children:
+            if store[name] is not child:
+                return False
+        for module, mode in zip(self._dicts, modes, strict=True):
+            if module["training"] != mode:
+                return False
+        for (store, name), (dtype, device) in zip(self._present, kinds, strict=True):
+            if store[name].dtype != dtype or store[name].device != device:
+                return False
+        return True
+
     def hooked(self) -> bool:
         """Whether a module below the root has forward or backward hooks."""
         return any(self._hooks)

@@ -1,0 +1,86 @@
+"""A unified model under torch.compile: same results, no break, and every change of the model is noticed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import itnet
+from tests import foreign
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x, gain=None):
+        y = self.head(torch.relu(self.norm(self.conv(x))).mean(2))
+        return y if gain is None else y * gain
+
+
+@pytest.fixture
+def pair():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Net().eval()
+    with torch.no_grad():
+        model.norm.running_mean.uniform_()
+    x = torch.randn(2, 3, 8)
+    return model, itnet.unify(model, x), x
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager", fullgraph=True)
+
+
+def test_mode_changes_of_a_part_are_noticed(pair):
+    model, unified, x = pair
+    unified = itnet.unify(model, x, copy=True)
+    unified.train()(x)
+    run, model = compiled(unified), copy.deepcopy(unified)
+    for change in (lambda net: net.norm.eval(), lambda net: net.norm.train(), lambda net: net.eval()):
+        change(unified), change(model)
+        assert torch.equal(run(x), model(x))
+
+
+def test_a_replaced_part_is_noticed(pair):
+    model, unified, x = pair
+    run = compiled(unified)
+    assert torch.equal(run(x), model(x))
+    unified.head = nn.Linear(4, 5)
+    assert run(x).shape == (2, 5)
+    unified.head.weight = nn.Parameter(torch.zeros(5, 4))
+    assert torch.equal(run(x), unified.head.bias.expand(2, 5))
+
+
+def test_a_cast_is_noticed(pair):
+    model, _, x = pair
+    unified = itnet.unify(model, x, copy=True)
+    run = compiled(unified)
+    run(x)
+    unified.to(torch.bfloat16)
+    assert torch.equal(run(x.bfloat16()), copy.deepcopy(model).bfloat16()(x.bfloat16()))
+
+
+def test_other_sizes_and_signatures(pair):
+    model, unified, x = pair
+    run = compiled(unified)
+    for other in (x, x[:1], torch.randn(5, 3, 11)):
+        assert torch.equal(run(other), model(other))
+    assert torch.equal(run(x, gain=torch.tensor(2.0)), model(x, gain=torch.tensor(2.0)))
+
+
+@pytest.mark.foreign
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit_b_16", "mobilenet_v3_small"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_graph_break_on_foreign_networks(name, grad):
+    torch._dynamo.reset()
+    model, args, kwargs = foreign.build(name)
+    unified = itnet.unify(model, args, example_kwargs=kwargs)
+    with torch.set_grad_enabled(grad):
+        assert torch._dynamo.explain(unified)(*args, **kwargs).graph_break_count == 0
+        flat = torch.utils._pytree.tree_leaves
+        found, expected = flat(compiled(unified)(*args, **kwargs)), flat(compiled(model)(*args, **kwargs))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
