@@ -24,8 +24,8 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from . import fast_paths
 from .clone import shallow_clone
+from .fast_paths import open_fast_paths
 from .guards import ShapeGuards
 from .leaves import leaves_installed, restore_leaves
 from .losses import no_custom_gradients, no_foreign_randomness, refuse_hooks
@@ -141,7 +141,7 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
         for leaf in call.leaves:
             shapes[leaf] = dict.fromkeys(range(leaf.dim() if axes == "all" else min(leaf.dim(), 1)), Dim.AUTO)
     throwaway = shallow_clone(model)
-    nested = fast_paths.prepare(throwaway)
+    nested = open_fast_paths(throwaway)
     if axes == "all":
         _stop_after(throwaway, _PATIENCE)
     # The grad mode comes last: inference_mode sets it too.

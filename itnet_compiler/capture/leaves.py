@@ -3,8 +3,7 @@
 The fake implementation of ``aten.lstm.input`` and its kin is a Python loop over time steps, which fixes the sequence
 length to the example's without a word. While ``leaves_installed()`` is active, a traced call of such a function
 records a custom operator instead, whose fake implementation computes shapes only; ``restore_leaf`` then puts the ATen
-operator back, so that no other part of the compiler sees the custom one. With the leaves come the stand-ins of
-``fast_paths``.
+operator back, so that no other part of the compiler sees the custom one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +21,6 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx import GraphModule, Node
 from torch.nn.modules import rnn
 from torch.utils import _pytree as pytree
-
-from .fast_paths import STAND_INS
 
 __all__ = ["LEAVES", "Leaf", "leaves_installed", "restore_leaf", "restore_leaves"]
 
@@ -95,13 +91,9 @@ for _leaf in LEAVES:
 
 
 class _Installed(threading.local):
-    """How many ``leaves_installed()`` this thread is in, and whether fast paths are open there.
-
-    They are shut under a torch function mode of the caller's own (a default device, say), as in eager code.
-    """
+    """How many ``leaves_installed()`` this thread is in."""
 
     depth = 0
-    open = False
 
 
 _here = _Installed()
@@ -113,15 +105,17 @@ _ABSENT = object()
 
 @contextlib.contextmanager
 def leaves_installed() -> Iterator[None]:
-    """Record every traced call of a leaf in this thread as one node, and take native fast paths as eager code does.
+    """Record every traced call of a leaf in this thread as one node.
 
     The functions are replaced where Python code finds them, for as long as any thread is inside. Another thread, a
     call on real tensors, a call under autocast (which decides dtypes inside the function) and a packed sequence get
     the original.
     """
     global _everywhere
-    if _here.depth == 0:
-        _here.open = torch._C._len_torch_function_stack() == 0
+    from torch._dynamo import trace_rules  # slow to import; torch.export does so anyway
+
+    # Dynamo looks functions up by name once and for all: not while stand-ins are in their places.
+    trace_rules.get_torch_obj_rule_map()
     with _lock:
         if _everywhere == 0:
             _replace()
@@ -131,7 +125,6 @@ def leaves_installed() -> Iterator[None]:
         yield
     finally:
         _here.depth -= 1
-        _here.open = _here.open and _here.depth > 0
         with _lock:
             _everywhere -= 1
             if _everywhere == 0:
@@ -160,17 +153,15 @@ def restore_leaves(module: GraphModule) -> int:
 
 
 def _replace() -> None:
-    stand_ins: list[tuple[str, Any, str, Callable[..., Any]]] = []
-    stand_ins += [("depth", *place, partial(_record, leaf)) for leaf in LEAVES for place in leaf.places]
-    stand_ins += [("open", *stand_in) for stand_in in STAND_INS]
-    for when, namespace, key, stand_in in stand_ins:
-        if isinstance(namespace, dict):
-            original = kept = namespace[key]
-            namespace[key] = _guarded(when, stand_in, original)
-        else:
-            original, kept = getattr(namespace, key), vars(namespace).get(key, _ABSENT)
-            setattr(namespace, key, _guarded(when, stand_in, original))
-        _originals.append((namespace, key, kept))
+    for leaf in LEAVES:
+        for namespace, key in leaf.places:
+            if isinstance(namespace, dict):
+                original = kept = namespace[key]
+                namespace[key] = _stand_in(leaf, original)
+            else:
+                original, kept = getattr(namespace, key), vars(namespace).get(key, _ABSENT)
+                setattr(namespace, key, _stand_in(leaf, original))
+            _originals.append((namespace, key, kept))
 
 
 def _restore() -> None:
@@ -184,19 +175,13 @@ def _restore() -> None:
             setattr(namespace, key, kept)
 
 
-def _guarded(when: str, stand_in: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+def _stand_in(leaf: Leaf, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if getattr(_here, when):
-            return stand_in(original, *arguments, **keywords)
+        if _here.depth and not keywords and leaf.accepts(arguments) and _is_traced(arguments):
+            return leaf.custom(*arguments)
         return original(*arguments, **keywords)
 
     return call
-
-
-def _record(leaf: Leaf, original: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    if not keywords and leaf.accepts(arguments) and _is_traced(arguments):
-        return leaf.custom(*arguments)
-    return original(*arguments, **keywords)
 
 
 def _is_traced(arguments: tuple[Any, ...]) -> bool:

@@ -52,6 +52,7 @@ class Variable:
 
     @property
     def role(self) -> AxisRole:
+        """The role, where it is known by now."""
         return self.root()._role
 
     def settle(self, role: AxisRole) -> None:
@@ -87,6 +88,7 @@ class Axis:
 
     @property
     def roles(self) -> frozenset[AxisRole]:
+        """Roles of all factors."""
         return frozenset(factor.variable.role for factor in self.factors)
 
     @property

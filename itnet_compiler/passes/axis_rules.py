@@ -118,12 +118,20 @@ def source_of(node: Node) -> Any:
 
 @on(*POINTWISE, "broadcast_tensors")
 def pointwise(node: Node, look: Lookup) -> Axes:
-    """Broadcast axes of all operands."""
+    """Broadcast axes of all operands; where weights contradict the data, the data are right."""
     value = node.meta["val"]
-    operands = [look(source) for source in node.all_input_nodes]
+    data = [look(source) for source in node.all_input_nodes if not look.is_weight(source)]
+    weights = [look(source) for source in node.all_input_nodes if look.is_weight(source)]
+
+    def combined(sizes: list[Any]) -> list[Axis]:
+        found = broadcast(data, sizes)
+        both = broadcast([found, *weights], sizes)
+        pairs = zip(found, both, strict=True)
+        return [one if one.role is not UNKNOWN and one.is_one is other.is_one else other for one, other in pairs]
+
     if isinstance(value, Tensor):
-        return broadcast(operands, list(value.shape))
-    return [broadcast(operands, list(item.shape)) for item in value]
+        return combined(list(value.shape))
+    return [combined(list(item.shape)) for item in value]
 
 
 @on("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like")
@@ -209,7 +217,8 @@ def product(node: Node, look: Lookup) -> Axes:
     for label, size in zip(read.output, shape(node), strict=True):
         found = broadcast([[one] for one in met[label]], [size])[0]
         holders = [index for index, labels in enumerate(read.labels) if label in labels]
-        if found.role is UNKNOWN and summed and all(weights[index] for index in holders):
+        ours = holders == [1] if all(weights) else all(weights[index] for index in holders)
+        if found.role is UNKNOWN and summed and ours:
             found = axis(size, POSITION if roles == {POSITION} else FEATURE)
         result.append(found)
     return result

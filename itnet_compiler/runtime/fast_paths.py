@@ -6,6 +6,8 @@ holds, and at what is read here: whether anything could need a gradient, and whe
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class FastPaths:
         return (True, *[tensor.requires_grad for tensor in (*leaves, *tensors)])
 
 
-def _trainable(stores: list[dict[str, Tensor | None]]) -> bool:
+def _trainable(stores: Iterable[Mapping[str, Tensor | None]]) -> bool:
     for store in stores:
         for tensor in store.values():
             if tensor is not None and tensor.requires_grad:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import activation
 
+from itnet_compiler.capture.clone import shallow_clone
 from itnet_compiler.capture.export import Capture, capture
-from itnet_compiler.capture.fast_paths import STAND_INS
-from itnet_compiler.capture.leaves import leaves_installed
+from itnet_compiler.capture.fast_paths import FAST_LAYERS, open_fast_paths
 from itnet_compiler.capture.signature import SignatureReader
 
 NATIVE = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
@@ -198,33 +196,39 @@ def test_an_encoder_that_may_use_nested_tensors_is_reported() -> None:
     assert not capture(plain, call, grad=False).refused
 
 
-def _places() -> list[Any]:
-    return [getattr(place, key) for place, key, _ in STAND_INS]
+class Tagged(nn.TransformerEncoderLayer):
+    """A user's own layer on top of torch's."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super().forward(*args, **kwargs) + 1
 
 
-before = _places()
+def test_layers_derived_from_those_of_torch() -> None:
+    model = Tagged(12, 2, 20, batch_first=True).eval()
+    found = _capture(nn.Sequential(model), X, grad=False)
+    assert _operators(found) == [NATIVE[1]]
+    node = next(node for node in found.graph.nodes if NATIVE[1] in str(node.target))
+    assert [kind for _, kind in node.meta["nn_module_stack"].values()][-1] == f"{__name__}.Tagged"
 
 
-def test_everything_is_put_back_even_after_an_error() -> None:
-    with leaves_installed():
-        assert all(now is not then for now, then in zip(_places(), before, strict=True))
-    assert _places() == before
-    with pytest.raises(ZeroDivisionError), leaves_installed():
-        _ = 1 / 0
-    assert _places() == before
+def test_only_the_throw_away_clone_is_changed() -> None:
+    """Other threads, and whatever Dynamo remembers of functions, see nothing of a capture."""
+    encoder = nn.TransformerEncoder(_layer(), 2).eval()
+    clone = shallow_clone(encoder)
+    forwards = [layer.forward for layer in FAST_LAYERS]
+    open_fast_paths(clone)
+    assert [type(module) for module in encoder.modules()] != [type(module) for module in clone.modules()]
+    assert [type(module).__name__ for module in encoder.modules()] == [type(m).__name__ for m in clone.modules()]
+    assert all(isinstance(module, nn.TransformerEncoderLayer) for module in clone.layers)
+    assert encoder.use_nested_tensor
+    assert type(encoder.layers[0]) is nn.TransformerEncoderLayer
+    assert [layer.forward for layer in FAST_LAYERS] == forwards
 
 
-def test_other_threads_and_other_callers_get_the_original_answers() -> None:
-    answers: list[bool] = []
-
-    def ask() -> None:
-        with torch.device("cpu"):
-            answers.append(torch.overrides.has_torch_function((X,)))
-
-    with leaves_installed(), torch.device("cpu"):
-        ask()
-        thread = threading.Thread(target=ask)
-        thread.start()
-        thread.join()
-        assert not activation._is_make_fx_tracing()
-    assert answers == [True, True]
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_an_opened_layer_computes_the_same(mode: Any) -> None:
+    layer = _layer()
+    clone = shallow_clone(layer)
+    open_fast_paths(clone)
+    with mode():
+        torch.testing.assert_close(clone(X, src_key_padding_mask=PADDED), layer(X, src_key_padding_mask=PADDED))

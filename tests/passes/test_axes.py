@@ -254,3 +254,15 @@ def test_integrals_carry_roles_like_what_they_replace():
     after = {node.name: "".join(LETTERS[role] for role in found.roles(node)) for node in graph.nodes}
     kept = before.keys() & after.keys()
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+def test_data_are_right_where_a_constant_contradicts_them():
+    """A bias computed by layers from a table, as in Swin V2: its leading axes are not features."""
+
+    def biased(m: Any, x: Tensor) -> Tensor:
+        y = m.linear(x)
+        return y @ y.mT + m.bias(m.table.weight.view(5, 5, 2)).squeeze(-1) + m.square.weight.softmax(-1)
+
+    layers = {"linear": LINEAR, "bias": nn.Linear(2, 1), "table": nn.Embedding(25, 2), "square": nn.Linear(5, 5)}
+    fixed = captured(Model(biased, **layers), TOKENS, dynamic=False)
+    assert letters(returned(fixed.graph)[0]) == "bpp"

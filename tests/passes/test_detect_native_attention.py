@@ -18,6 +18,7 @@ from itnet_compiler.ir.encoder_layer import EncoderLayer
 from itnet_compiler.ir.kernel import Kernel
 from itnet_compiler.ir.projected_softmax import ProjectedSoftmax
 from itnet_compiler.lowering.base import find_lowering
+from itnet_compiler.passes.axes import AxisRole, roles_of
 from itnet_compiler.passes.detect_native_attention import encoder_layer, native_attention
 from itnet_compiler.passes.match import Proposal, Refusal, Rule, op_name
 from itnet_compiler.passes.verify import Verifier
@@ -142,3 +143,5 @@ def test_text() -> None:
     assert "over keys, kernel softmax(heads=2, norm_first)" in unified.ir
     assert "1 integral" in str(unified.report())
     assert "N_1" in unified.explain(node.name)
+    (call,) = [call for call in unified.graph.nodes if "integral" in call.meta]
+    assert roles_of(call) == (AxisRole.BATCH, AxisRole.POSITION, AxisRole.FEATURE)

@@ -12,7 +12,6 @@ __all__ = ["KERNEL", "lower"]
 
 KERNEL = ProjectedSoftmax
 
-# Not torch itself, whose attribute a capture replaces for a while (see capture/fast_paths.py).
 _functions = torch._C._VariableFunctions
 
 
