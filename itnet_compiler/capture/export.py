@@ -7,9 +7,11 @@ tensors of the call. The model given is never traced itself, only a throw-away c
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -141,6 +143,9 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
         for leaf in call.leaves:
             shapes[leaf] = dict.fromkeys(range(leaf.dim() if axes == "all" else min(leaf.dim(), 1)), Dim.AUTO)
     throwaway = shallow_clone(model)
+    for hooks in (throwaway._forward_hooks, throwaway._forward_pre_hooks):
+        hooks.clear()  # those of the root run around the graph
+    _name_extra_arguments(throwaway, call)
     nested = open_fast_paths(throwaway)
     if axes == "all":
         _stop_after(throwaway, _PATIENCE)
@@ -156,6 +161,25 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
     ):
         program = torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     return program, nested
+
+
+def _name_extra_arguments(throwaway: nn.Module, call: Call) -> None:
+    """Give tensors passed through ``**kwargs`` parameters of their own, or torch.export cannot make them symbolic."""
+    original = type(throwaway)
+    signature = inspect.signature(original.forward)
+    known = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    extra = [name for name in call.kwargs if name not in {p.name for p in known}]
+    if not extra or "forward" in throwaway.__dict__:
+        return
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return original.forward(self, *args, **kwargs)
+
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+    forward.__signature__ = signature.replace(parameters=[*known, *named])  # type: ignore[attr-defined]
+    throwaway.__class__ = types.new_class(
+        original.__name__, (original,), exec_body=lambda body: body.update(forward=forward)
+    )
 
 
 # Seconds of tracing with all sizes symbolic. Padded and shifted windows (Swin) make the algebra of sizes explode.

@@ -32,7 +32,9 @@ class TreeState:
             (module._modules, name, child) for module in modules for name, child in module._modules.items()
         ]
         stores = [store for module in modules for store in (module._parameters, module._buffers)]
-        self._present = [(store, name) for store in stores for name, value in store.items() if value is not None]
+        self._present: list[tuple[dict[str, Any], str]] = [
+            (store, name) for store in stores for name, value in store.items() if value is not None
+        ]
         self._absent = [(store, name) for store in stores for name, value in store.items() if value is None]
         self._hooks = [module.__dict__[kind] for module in modules[1:] for kind in _HOOKS]
 
@@ -61,8 +63,8 @@ class TreeState:
         for module, mode in zip(self._dicts, modes, strict=True):
             if module["training"] != mode:
                 return False
-        for (store, name), (dtype, device) in zip(self._present, kinds, strict=True):
-            if store[name].dtype != dtype or store[name].device != device:
+        for (tensors, name), (dtype, device) in zip(self._present, kinds, strict=True):
+            if tensors[name].dtype != dtype or tensors[name].device != device:
                 return False
         return True
 

@@ -141,3 +141,30 @@ def test_in_place_changes_of_inputs_happen():
     unified = itnet.unify(model, torch.zeros(2, 2))
     a, b = torch.zeros(3, 2), torch.zeros(3, 2)
     assert torch.equal(model(a), unified(b)) and torch.equal(a, b)
+
+
+def test_tensors_passed_through_keyword_arguments_stay_symbolic():
+    class Options(nn.Module):
+        def forward(self, x, **options):
+            return x * options.get("gain", 1.0) + options.get("bias", 0.0)
+
+    model = Options()
+    unified = itnet.unify(
+        model, torch.randn(2, 3), example_kwargs={"gain": torch.tensor(2.0), "bias": torch.randn(2, 3)}
+    )
+    for rows in (2, 5, 1):
+        x, options = torch.randn(rows, 4), {"bias": torch.randn(rows, 4), "gain": torch.tensor(3.0)}
+        assert torch.equal(model(x, **options), unified(x, **options))
+    assert len(program_of(unified).variants) == 1
+
+
+def test_hooks_of_the_root_run_once_around_the_graph():
+    model, seen = nn.Sequential(nn.Conv1d(3, 3, 3)).eval(), []
+    model.register_forward_hook(lambda module, args, output: seen.append(1) or output * 2)
+    model.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    x = torch.randn(2, 3, 9)
+    unified = itnet.unify(model, x)
+    seen.clear()
+    found = unified(x)
+    assert len(seen) == 1 and torch.equal(found, model(x))
+    assert not program_of(unified).fallbacks and unified.integrals
