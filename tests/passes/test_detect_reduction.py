@@ -57,7 +57,7 @@ def tokens(function: Callable[..., Any]) -> tuple[Model, Tensor]:
         (tokens(lambda y: y.square().mean(1).sqrt()), Dense("uniform", axes=(1,), mean=True), "mean"),
         (tokens(lambda y: y * y.mean(1, keepdim=True)), Dense("uniform", axes=(1,), keepdim=True, mean=True), "mean"),
     ],
-    ids=str,
+    ids=lambda value: value.describe() if isinstance(value, Dense) else str(value) if isinstance(value, str) else "",
 )
 def test_positions(given: tuple[Model, Tensor], kernel: Dense, origin: str) -> None:
     model, x = given
