@@ -319,3 +319,35 @@ def test_padded_rows_of_a_nested_encoder_stay_zero_without_gradients():
     with torch.no_grad():
         same([model(x, src_key_padding_mask=mask)], [unified(x, src_key_padding_mask=mask)])
     assert any("zeroes padded positions" in text for text in program_of(unified).fallbacks)
+
+
+def test_plain_attributes_that_are_changed_take_effect(small):
+    model, x = small
+    unified = itnet.unify(model, x, copy=True).train()
+    model.train()
+    for rate in (0.3, 0.0, 0.9):
+        model.drop.p = unified.drop.p = rate
+        same(call(model, (x,), {}), call(unified, (x,), {}))
+    unified.norm.eps = model.norm.eps = 0.5
+    same([model.eval()(x)], [unified.eval()(x)])
+
+
+def test_attributes_that_forward_writes_itself_do_not_make_new_graphs():
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.calls = nn.Conv1d(3, 3, 3), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.conv(x)
+
+    model, x = Counts(), torch.randn(2, 3, 9)
+    unified = itnet.unify(model, x)
+    for _ in range(3):
+        same([model(x)], [unified(x)])
+    unified.calls = 12
+    same([model(x)], [unified(x)])
+    twin = copy.deepcopy(unified)
+    same([model(x)], [twin(x)])
+    assert len(program_of(unified).variants) == len(program_of(twin).variants) == 1

@@ -202,7 +202,8 @@ class Program:
             return self.original(self.root, *args, **kwargs)
 
         try:
-            return run_trial(self.root, original, graph, call.args, call.kwargs)
+            with self._tree.unchanged_settings():
+                return run_trial(self.root, original, graph, call.args, call.kwargs)
         except Exception as error:
             debug(SUMMARY, "trial run failed: %s: %s", type(error).__name__, error)
             return None
@@ -297,6 +298,8 @@ class Program:
                 seconds["compare"] = time.perf_counter() - start
             for stage, took in seconds.items():
                 debug(STAGES, "%s: %.2f s", stage, took)
+            # The trial may have shown that the model writes some of its attributes itself.
+            variant.state = state = self._tree.read()
             # A replaced part of the tree makes every earlier graph worthless.
             self.variants = [other for other in self.variants if other.state[0] == state[0]]
             self.variants.append(variant)
@@ -339,6 +342,7 @@ class Program:
     def bound_to(self, root: nn.Module) -> Program:
         """The same program for a copy of the module tree."""
         twin = Program(root, self.original, self._signature, self.restore, dynamic=self.dynamic, verify=self.verified)
+        twin._tree.ignore_as(self._tree)
         twin.plan_rules, twin.fallbacks = list(self.plan_rules), list(self.fallbacks)
         state = self._tree.read()
         for variant in self.variants:

@@ -61,3 +61,19 @@ def test_tensors_are_located_in_their_registries():
     store, name = tree.locate("plain")
     assert store[name] is net.plain
     assert tree.locate("nowhere.at.all") is None and tree.locate("0.missing") is None
+
+
+def test_plain_attributes_are_seen_unless_the_model_writes_them():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Identity())
+    net[1].calls, net[1].name = 0, "x"
+    tree = TreeState(net)
+    first = tree.read()
+    with tree.unchanged_settings():
+        net[1].calls += 1
+    assert net[1].calls == 0
+    second = tree.read()
+    net[1].calls = 7
+    assert tree.read() == second
+    net[0].p = 0.25
+    assert tree.read() != second != first
+    assert not tree.matches(second) and tree.matches(tree.read())
