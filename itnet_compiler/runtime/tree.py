@@ -60,7 +60,7 @@ class TreeState:
 
     @contextlib.contextmanager
     def unchanged_settings(self) -> Iterator[None]:
-        """Put plain attributes back that the block changes, and ignore them from now on: the model writes them itself."""
+        """Put plain attributes back that the block changes and ignore them from now on: the model writes them."""
         before = [(state, name, state[name]) for state, name in self._settings]
         try:
             yield
