@@ -161,13 +161,17 @@ class Program:
 
     def run(self, variant: Variant, leaves: list[Tensor]) -> Any:
         """Run the graph of ``variant`` on the tensors of a call."""
-        if variant.generated is None:
-            self._bind(variant)
         assert variant.generated is not None
         return variant.generated.function(*[store[name] for store, name in variant.stores], *leaves)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call under torch.compile or torch.export: a captured graph where one fits, no capturing."""
+        """A call under torch.compile or torch.export: a captured graph where one fits, no capturing.
+
+        With the default plan that graph is the original code, so the tracer is given the original code itself: it
+        guards on the few attributes that this reads, where a graph depends on all of them.
+        """
+        if not self.plan_rules:
+            return self.original(self.root, *args, **kwargs)
         call = self._reader.read(args, kwargs)
         shapes = [leaf.shape for leaf in call.leaves]
         # An exported original holds no fast paths either.
@@ -287,6 +291,7 @@ class Program:
             variant = Variant(self._label(call.signature, grad), call.signature, state, ambient, captured, journal)
             variant.seconds = seconds
             apply_plan(variant.integrals, self.plan_rules)
+            self._bind(variant)
             for note in captured.notes:
                 self._note(note)
             if captured.refused:
@@ -332,7 +337,7 @@ class Program:
             raise LoweringError(f"no integral is called {rule.pattern!r}", remedy=f"the names are {names} …")
         for variant in self.variants:
             apply_plan(variant.integrals, rules)
-            variant.generated = None
+            self._bind(variant)
         self.plan_rules = rules
 
     def find(self, pattern: str) -> list[Integral]:
@@ -348,6 +353,7 @@ class Program:
         for variant in self.variants:
             other = variant.copy()
             other.state = (twin._tree.edition, *variant.state[1:])
+            twin._bind(other)
             twin.variants.append(other)
             if variant.state[0] == state[0]:
                 twin._table.setdefault((other.signature, other.state, other.ambient), []).append(other)
