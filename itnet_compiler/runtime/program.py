@@ -76,6 +76,8 @@ class Program:
         self._refused: set[Any] = set()
         self._failed: dict[Any, str] = {}
         self._lock = threading.RLock()
+        # Asked once: the question costs as much as a small layer.
+        self._kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
     # ---- what users see of the current graph
 
@@ -183,8 +185,7 @@ class Program:
         return self.original(self.root, *args, **kwargs)
 
     def _ambient(self, call: Call) -> tuple[Any, ...]:
-        kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-        casts = tuple([torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in kinds])
+        casts = tuple([torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in self._kinds])
         return (*casts, self._fast.read(call.leaves, self._tree.edition))
 
     def _trusts(self, variant: Variant, call: Call, shapes: list[torch.Size]) -> bool:
