@@ -138,9 +138,9 @@ def _unify(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(Report(program).to_dict(), indent=2))
     elif options.ir:
-        from .ir.printer import print_graph
+        from .inspect.overview import ir
 
-        print(print_graph(program.graph, program.model_name))
+        print(ir(program))
     else:
         print(summary(program))
     return OK

@@ -15,6 +15,7 @@ from typing import TextIO
 __all__ = ["DELAY", "Progress", "Stage"]
 
 DELAY = 2.0
+_thread = threading.local()
 # Seconds between two updates of the line.
 _INTERVAL = 0.1
 
@@ -55,17 +56,26 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None, delay: float = DELAY) -> None:
-        self._stream, self._delay = stream, delay
+        self._given, self._stream, self._delay = stream, stream, delay
         self._depth, self._width, self._last = 0, 0, 0.0
         self._start = 0.0
         self._timer: threading.Timer | None = None
         self._stage: Stage | None = None
         self._lock = threading.Lock()
+        self._outer: Progress | None = None
         self.visible = False
+
+    @staticmethod
+    def current() -> Progress:
+        """The one that is being shown in this thread, or a new one."""
+        return getattr(_thread, "active", None) or Progress()
 
     def __enter__(self) -> Progress:
         self._depth += 1
         if self._depth == 1:
+            self._outer, _thread.active = getattr(_thread, "active", None), self
+            # Taken now: capture holds back what torch itself writes to standard error.
+            self._stream = self._given or sys.stderr
             self._start = time.monotonic()
             if _is_terminal(self._out):
                 self._timer = threading.Timer(self._delay, self._appear)
@@ -79,6 +89,7 @@ class Progress:
         self._depth -= 1
         if self._depth:
             return
+        _thread.active = self._outer
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()

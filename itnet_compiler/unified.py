@@ -13,6 +13,8 @@ from torch import nn
 from torch.fx import Graph
 
 from .ir.integral import Integral
+from .runtime.assembly import graphs, parts, plan
+from .runtime.boundary import Policy
 from .runtime.program import Program
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from .inspect.report import Report
 
-__all__ = ["Unified", "make_unified", "program_of"]
+__all__ = ["Unified", "as_original", "make_unified", "program_of"]
 
 _PROGRAM = "_itnet_program"
 _INSTANCE_FORWARD = "_itnet_instance_forward"
@@ -35,21 +37,33 @@ class Unified:
 
     @property
     def ir(self) -> str:
-        """The rewritten graph as text, one line a node."""
-        from .ir.printer import print_graph
+        """The rewritten graph as text, one line a node; of a model in parts that of every part."""
+        from .inspect.overview import ir
 
-        program = program_of(self)
-        return print_graph(program.graph, program.model_name)
+        return ir(program_of(self))
 
     @property
     def graph(self) -> Graph:
-        """The flat rewritten ``torch.fx.Graph`` of the current mode; integrals are ``call_module`` nodes."""
-        return program_of(self).graph
+        """The flat rewritten ``torch.fx.Graph`` of the current mode; integrals are ``call_module`` nodes.
+
+        Raises:
+            ItnetError: for a model in parts, which has one for each: ``unified.parts[path].graph``.
+        """
+        return program_of(self).one_graph
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Module path → captured submodule, for a model that runs as Python around captured parts; else empty.
+
+        Each part is a unified model itself: ``unified.parts[path].report()``.
+        """
+        return parts(program_of(self))
 
     @property
     def integrals(self) -> Mapping[str, Integral]:
         """Integral nodes of the current mode by name, in graph order."""
-        return {integral.name: integral for integral in program_of(self).current.integrals}
+        found = graphs(program_of(self))
+        return {integral.name: integral for program in found for integral in program.current.integrals}
 
     def report(self) -> Report:
         """Table of all integrals with costs and verification, coverage, and what was left alone and why."""
@@ -71,7 +85,7 @@ class Unified:
 
     def reset(self) -> nn.Module:
         """Undo every ``lower``: each node runs the exact library kernel again. Returns the model itself."""
-        program_of(self).plan(None)
+        plan(program_of(self), None)
         return cast(nn.Module, self)
 
     def __str__(self) -> str:
@@ -90,9 +104,10 @@ class Unified:
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time, so a pickle holds the original one; graphs are captured again when called.
         program = program_of(self)
-        state = {key: value for key, value in self.__dict__.items() if key != _PROGRAM}
-        options = {"dynamic": program.dynamic, "verify": program.verified}
-        return _rebuild, (_original_class(self), options), state, None, None, _set_state
+        # Some modules leave out of it what cannot be pickled (nn.LSTM).
+        kept: Any = self.__getstate__() if hasattr(_original_class(self), "__getstate__") else self.__dict__
+        state = {key: value for key, value in kept.items() if key != _PROGRAM}
+        return _rebuild, (_original_class(self), program.policy, program.path), state, None, None, _set_state
 
     def _replicate_for_data_parallel(self) -> Any:
         # The tensors of a replica are not in its registries, where a graph would look: it runs the original code.
@@ -111,16 +126,40 @@ def program_of(model: Any) -> Program:
     return program
 
 
-def make_unified(clone: nn.Module, *, dynamic: bool, verify: bool) -> nn.Module:
-    """Turn a clone of a model into a unified one, in place."""
+def make_unified(clone: nn.Module, policy: Policy, path: str = "") -> Program:
+    """Turn a module, at ``path`` of a unified model, into a unified one, in place."""
     own_forward = clone.__dict__.pop("forward", None)
     if own_forward is not None:
         clone.__dict__[_INSTANCE_FORWARD] = own_forward
     original = type(clone).forward if own_forward is None else _instance_forward
     signature = inspect.signature(own_forward or original.__get__(clone))
-    clone.__class__ = _unified_class(clone)
-    clone.__dict__[_PROGRAM] = Program(clone, original, signature, _restore, dynamic=dynamic, verify=verify)
-    return clone
+    object.__setattr__(clone, "__class__", _unified_class(clone))
+    program = Program(clone, original, signature, _FACE, policy, path)
+    clone.__dict__[_PROGRAM] = program
+    return program
+
+
+def as_original(tree: nn.Module) -> nn.Module:
+    """Make every unified module in a cloned tree an instance of its original class again, in place."""
+    for module in tree.modules():
+        _restore(module)
+    return tree
+
+
+class _Face:
+    """How the runtime makes boundaries and unmakes them."""
+
+    def restore(self, tree: nn.Module) -> nn.Module:
+        return as_original(tree)
+
+    def install(self, module: nn.Module, policy: Policy, path: str) -> Program:
+        return make_unified(module, policy, path)
+
+    def program(self, module: nn.Module) -> Program | None:
+        return module.__dict__.get(_PROGRAM)
+
+
+_FACE = _Face()
 
 
 def _instance_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -129,8 +168,10 @@ def _instance_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _restore(clone: nn.Module) -> nn.Module:
-    """Make a clone of a unified model an instance of the original class again, in place."""
-    clone.__class__ = _original_class(clone)
+    """Make a module of a clone of a unified model an instance of the original class again, in place."""
+    if _PROGRAM not in clone.__dict__:
+        return clone
+    object.__setattr__(clone, "__class__", _original_class(clone))
     clone.__dict__.pop(_PROGRAM, None)
     own_forward = clone.__dict__.pop(_INSTANCE_FORWARD, None)
     if own_forward is not None:
@@ -202,18 +243,18 @@ class _UserAttribute:
         return nn.Module.__getattr__(model, self._name)
 
 
-def _rebuild(original: type[nn.Module], options: dict[str, bool]) -> nn.Module:
+def _rebuild(original: type[nn.Module], policy: Policy, path: str) -> nn.Module:
     """Unpickling, first half: an empty instance that remembers how it was unified."""
     model = original.__new__(original)
-    model.__dict__["_itnet_options"] = options
+    model.__dict__["_itnet_options"] = policy, path
     return model
 
 
 def _set_state(model: nn.Module, state: dict[str, Any]) -> None:
     """Unpickling, second half: the tree, unified again; graphs are captured when it is called."""
-    options = model.__dict__.pop("_itnet_options")
+    policy, path = model.__dict__.pop("_itnet_options")
     own_forward = state.pop(_INSTANCE_FORWARD, None)
-    model.__dict__.update(state)
+    model.__setstate__(state)
     if own_forward is not None:
         model.__dict__["forward"] = own_forward
-    make_unified(model, **options)
+    make_unified(model, policy, path)

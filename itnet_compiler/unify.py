@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy as copying
 from typing import Any
 
-import torch
 from torch import nn
 
 from .capture.clone import shallow_clone
-from .capture.examples import Example, infer_example, normalise_example, refuse_unsuitable
-from .errors import CaptureError, InputError
+from .capture.examples import Example, infer_example, is_lazy, normalise_example, refuse_unsuitable
+from .errors import InputError
 from .lowering.planner import PlanRule
-from .progress import Progress
-from .unified import Unified, make_unified, program_of
+from .runtime.assembly import plan, programs
+from .runtime.begin import begin
+from .runtime.boundary import Boundaries, resolve
+from .unified import Unified, as_original, make_unified, program_of
 
 __all__ = ["lower", "unify"]
 
@@ -26,6 +27,7 @@ def unify(
     dynamic: bool = True,
     verify: bool = True,
     copy: bool = False,
+    boundaries: Boundaries = None,
 ) -> Any:
     """Rewrite every convolution, pooling, attention and recurrent operator of ``model`` into one integral node.
 
@@ -41,63 +43,56 @@ def unify(
             new size is captured anew.
         verify: Check each rewrite in float64 and the result against the original; the report shows the errors.
         copy: Give the result its own parameters and buffers.
+        boundaries: What becomes one graph each. By default the model as a whole and, where ``torch.export`` cannot
+            take that, the largest of its submodules that it can, with Python code between them. ``"root"``: the
+            whole or nothing. ``"blocks"``: each repeated block, for wrapping them (FSDP, checkpointing). Else globs
+            over module paths and module classes: ``["encoder.layer.*", MyBlock]``.
 
     Returns:
-        The unified model. Its ``report()``, ``integrals``, ``ir``, ``graph`` and ``explain(path)`` show what was made.
+        The unified model. Its ``report()``, ``integrals``, ``ir``, ``graph``, ``parts`` and ``explain(path)`` show
+        what was made. Where nothing can be captured it runs as before, and the report says why.
 
     Raises:
         ModelError: if ``model`` is no module, or one that cannot be unified as it is (compiled, scripted, quantised).
-        InputError: if example inputs are missing or the model itself does not accept them.
-        CaptureError: if ``torch.export`` cannot capture the model whole.
+        InputError: if example inputs are missing or the model itself does not run on them, or no module fits
+            ``boundaries``.
     """
     refuse_unsuitable(model)
-    if isinstance(model, Unified):
-        unified: Any = copying.deepcopy(model) if copy else model
-    else:
-        source = copying.deepcopy(model) if copy else model
-        unified = make_unified(shallow_clone(source), dynamic=dynamic, verify=verify)
     example = normalise_example(example_inputs, example_kwargs)
-    if example is None:
-        if isinstance(model, Unified) and program_of(unified).variants:
+    if isinstance(model, Unified):
+        if boundaries is not None:
+            raise InputError(
+                "the model is unified already, with boundaries of its own", remedy="give boundaries= to the first unify"
+            )
+        unified: Any = copying.deepcopy(model) if copy else model
+        if example is None and any(program.variants for program in programs(program_of(unified))):
             return unified
-        example = infer_example(model)
-    _capture_example(unified, example)
+    else:
+        example = example or infer_example(model)
+        unified = as_original(shallow_clone(copying.deepcopy(model) if copy else model))
+        chosen, policy = resolve(unified, boundaries)
+        policy.dynamic, policy.verify = dynamic, verify
+        for path in chosen:
+            make_unified(unified.get_submodule(path), policy, path)
+        make_unified(unified, policy)
+    _capture_example(unified, example or infer_example(model))
     return unified
 
 
 def _capture_example(unified: nn.Module, example: Example) -> None:
-    """Capture the first variant; an example that the model itself refuses is the caller's mistake, not ours."""
-    program = program_of(unified)
-    try:
-        call = program.read(*example.args, **example.kwargs)
-    except TypeError as error:
-        raise InputError(
-            f"the example inputs do not fit: {error}", remedy="pass arguments as forward takes them"
-        ) from error
-    if program.has(call):
+    """Capture at an example; one that the model itself refuses is the caller's mistake, not ours."""
+    if is_lazy(unified):
+        # Its first call decides on shapes and draws values; that is the user's to make.
+        program_of(unified).note("lazy modules have no shape before the first call; the second one is captured")
         return
     try:
-        program.add(call, Progress())
-    except CaptureError as failure:
-        problem = _own_failure(unified, example)
-        if problem is None:
-            raise
-        raise InputError(
-            f"the model itself does not run on the example inputs: {problem}",
-            remedy="pass inputs as in model(*example_inputs, **example_kwargs)",
-        ) from failure
-
-
-def _own_failure(unified: nn.Module, example: Example) -> str | None:
-    program = program_of(unified)
-    if any(tensor.is_meta for tensor in unified.parameters()):
-        return None
-    try:
-        with torch.no_grad():
-            program.original(unified, *example.args, **example.kwargs)
+        begin(program_of(unified), example.args, example.kwargs)
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    return None
+        text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise InputError(
+            f"the model itself does not run on the example inputs: {type(error).__name__}: {text}",
+            remedy="pass inputs as in model(*example_inputs, **example_kwargs)",
+        ) from error
 
 
 def lower(unified: Any, example_inputs: Any = None, *, method: str = "library", only: str = "*") -> Any:
@@ -119,5 +114,5 @@ def lower(unified: Any, example_inputs: Any = None, *, method: str = "library", 
     example = normalise_example(example_inputs, None)
     if example is not None:
         _capture_example(unified, example)
-    program.plan(PlanRule(only, method))
+    plan(program, PlanRule(only, method))
     return unified

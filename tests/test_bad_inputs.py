@@ -58,9 +58,13 @@ def test_quantised_modules_are_named():
         itnet.unify(nn.Sequential(Net(), QuantizedLinear()), X)
 
 
-def test_lazy_modules_are_to_be_called_first():
-    with pytest.raises(itnet.ModelError, match="call the model once"):
-        itnet.unify(nn.Sequential(nn.LazyLinear(3)), torch.zeros(2, 2))
+def test_lazy_modules_stay_lazy_until_they_are_called():
+    model = nn.Sequential(nn.LazyConv1d(3, 1), nn.ReLU())
+    unified = itnet.unify(model, X)
+    assert isinstance(model[0], nn.LazyConv1d) and isinstance(unified[0], nn.LazyConv1d)
+    assert "lazy" in str(unified)
+    unified(X), unified(X)
+    assert unified.integrals and type(unified[0]) is nn.Conv1d
 
 
 def test_missing_example_inputs_are_shown():

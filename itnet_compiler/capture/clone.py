@@ -8,6 +8,7 @@ import types
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 __all__ = ["shallow_clone"]
 
@@ -20,6 +21,9 @@ def shallow_clone(model: nn.Module) -> nn.Module:
     buffers, configs, callables) is shared with the original.
     """
     clones: dict[int, Any] = {id(module): module.__class__.__new__(module.__class__) for module in model.modules()}
+    for module in model.modules():  # before the handles that refer to them
+        for hooks in [value for name, value in module.__dict__.items() if name.endswith("_hooks")]:
+            _translate(hooks, clones)
     for module in model.modules():
         twin = clones[id(module)]
         for name, value in module.__dict__.items():
@@ -34,6 +38,8 @@ def _translate(value: Any, clones: dict[int, Any]) -> Any:
     if isinstance(value, types.MethodType):
         owner = clones.get(id(value.__self__))
         return value if owner is None else types.MethodType(value.__func__, owner)
+    if isinstance(value, RemovableHandle):
+        return _translate_handle(value, clones)
     if type(value) is functools.partial:
         arguments = (_translate(part, clones) for part in value.args)
         keywords = {key: _translate(part, clones) for key, part in value.keywords.items()}
@@ -54,3 +60,13 @@ def _translate(value: Any, clones: dict[int, Any]) -> Any:
             twin[key] = _translate(part, clones)
         return twin
     return value
+
+
+def _translate_handle(handle: RemovableHandle, clones: dict[int, Any]) -> RemovableHandle:
+    """A handle that removes the hook from the clone, where it is one of a module of the tree."""
+    hooks, number, extra = handle.__getstate__()
+    if id(hooks) not in clones:
+        return handle
+    twin = RemovableHandle.__new__(RemovableHandle)
+    twin.__setstate__((clones[id(hooks)], number, tuple(clones.get(id(each), each) for each in extra)))
+    return clones.setdefault(id(handle), twin)

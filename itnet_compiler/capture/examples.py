@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy as is_uninitialised
 
 from ..errors import InputError, ModelError
 
-__all__ = ["Example", "infer_example", "normalise_example", "refuse_unsuitable"]
+__all__ = ["Example", "infer_example", "is_lazy", "normalise_example", "refuse_unsuitable"]
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ def refuse_unsuitable(model: Any) -> None:
                 remedy="unify the floating-point model",
                 node=path,
             )
-    lazy = [name for name, tensor in model.named_parameters() if isinstance(tensor, nn.UninitializedParameter)]
-    if lazy:
-        raise ModelError(
-            f"parameter {lazy[0]!r} of a lazy module has no shape yet", remedy="call the model once, then unify it"
-        )
+
+
+def is_lazy(model: nn.Module) -> bool:
+    """Whether the model has parameters or buffers that take their shape from the first call."""
+    return any(is_uninitialised(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
 def normalise_example(inputs: Any, kwargs: Mapping[str, Any] | None) -> Example | None:

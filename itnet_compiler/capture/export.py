@@ -7,11 +7,11 @@ tensors of the call. The model given is never traced itself, only a throw-away c
 from __future__ import annotations
 
 import contextlib
-import inspect
+import io
 import logging
-import time
+import operator
+import re
 import traceback
-import types
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,15 +23,20 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from .clone import shallow_clone
+from ..passes.effects import written_arguments
 from .fast_paths import open_fast_paths
 from .guards import ShapeGuards
 from .leaves import leaves_installed, restore_leaves
-from .losses import no_custom_gradients, no_foreign_randomness, refuse_hooks
+from .losses import nothing_lost, refuse_hooks
+from .patience import PATIENCE, OutOfTime, limited
+from .questions import questions_noted
+from .regions import inline_regions, modes_recorded
 from .signature import Call
+from .throwaway import throwaway_clone, watch_belongings
 
 __all__ = ["Capture", "capture"]
 
@@ -50,6 +55,7 @@ class Capture:
         output: Structure of the model's return value; its leaves are the graph's outputs.
         axes: Which axes were given as symbolic (see ``capture``); ``first`` where ``all`` failed or took too long.
         grad: Whether gradients were enabled.
+        asks: What else forward asks of its surroundings in Python (see ``questions``).
         notes: What is special about this capture, in words for the report.
         refused: Why the graph may be looked at but not run; empty where it may.
     """
@@ -60,11 +66,14 @@ class Capture:
     output: pytree.TreeSpec
     axes: str = "all"
     grad: bool = True
+    asks: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     refused: str = ""
 
 
-def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = True, grad: bool = True) -> Capture:
+def capture(
+    model: nn.Module, call: Call, *, axes: str = "all", widen: bool = True, grad: bool = True, prefix: str = ""
+) -> Capture:
     """Trace ``model`` at ``call`` in its current mode.
 
     Args:
@@ -73,8 +82,10 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
         axes: Which axes of the inputs stay symbolic where possible: ``all``, only the ``first``, or ``none``.
         widen: Whether a batch of 0 or 1 is traced as a batch of 2, to keep it symbolic.
         grad: Whether gradients are enabled while tracing.
+        prefix: Path of ``model`` in a larger one, put in front of all module paths of the graph.
 
     Raises:
+        StateWritten: where forward writes attributes of modules.
         CaptureError: where ``torch.export`` fails or the result would lose something.
     """
     refuse_hooks(model)
@@ -82,15 +93,20 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
     too_slow = False
     for example, chosen, note in _attempts(call, axes, widen):
         try:
-            program, nested = _export(model, example, chosen, grad)
-        except _OutOfTime:
+            with questions_noted() as asked:
+                program, nested = _export(model, example, chosen, grad)
+        except OutOfTime:
             too_slow = True
             continue
         except Exception as error:
             failure = failure or error
+            if isinstance(error, (CaptureError, GuardOnDataDependentSymNode)):
+                break  # sizes have nothing to do with it
             continue
         result = _flatten(program, _first_names(model))
-        result.axes, result.grad = chosen, grad
+        _refuse_hidden_state(model, result)
+        _put_under(prefix, result)
+        result.axes, result.grad, result.asks = chosen, grad, asked
         if nested:
             result.refused = (
                 f"is not used for {nested[0]}: without gradients nn.TransformerEncoder zeroes padded positions "
@@ -103,6 +119,7 @@ def capture(model: nn.Module, call: Call, *, axes: str = "all", widen: bool = Tr
         return result
     assert failure is not None
     if isinstance(failure, CaptureError):
+        failure.source_line = failure.source_line or _line(failure)
         raise failure
     raise _capture_error(failure) from failure
 
@@ -142,79 +159,35 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
         shapes = ShapesCollection()
         for leaf in call.leaves:
             shapes[leaf] = dict.fromkeys(range(leaf.dim() if axes == "all" else min(leaf.dim(), 1)), Dim.AUTO)
-    throwaway = shallow_clone(model)
-    for hooks in (throwaway._forward_hooks, throwaway._forward_pre_hooks):
-        hooks.clear()  # those of the root run around the graph
-    _name_extra_arguments(throwaway, call)
+    throwaway = throwaway_clone(model, call)
     nested = open_fast_paths(throwaway)
-    if axes == "all":
-        _stop_after(throwaway, _PATIENCE)
+    watch_belongings(throwaway)
     # The grad mode comes last: inference_mode sets it too.
     mode = torch.enable_grad() if grad else torch.no_grad()
     with (
         _quiet(),
-        no_foreign_randomness(),
-        no_custom_gradients(),
+        nothing_lost(),
         leaves_installed(),
+        limited(PATIENCE if axes == "all" else None),
         torch.inference_mode(False),
         mode,
+        modes_recorded(),
     ):
         program = torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     return program, nested
 
 
-def _name_extra_arguments(throwaway: nn.Module, call: Call) -> None:
-    """Give tensors passed through ``**kwargs`` parameters of their own, or torch.export cannot make them symbolic."""
-    original = type(throwaway)
-    signature = inspect.signature(original.forward)
-    known = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    extra = [name for name in call.kwargs if name not in {p.name for p in known}]
-    if not extra or "forward" in throwaway.__dict__:
-        return
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return original.forward(self, *args, **kwargs)
-
-    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
-    forward.__signature__ = signature.replace(parameters=[*known, *named])  # type: ignore[attr-defined]
-    throwaway.__class__ = types.new_class(
-        original.__name__, (original,), exec_body=lambda body: body.update(forward=forward)
-    )
-
-
-# Seconds of tracing with all sizes symbolic. Padded and shifted windows (Swin) make the algebra of sizes explode.
-_PATIENCE = 20.0
-
-
-class _OutOfTime(Exception):
-    """Tracing took longer than ``_PATIENCE``."""
-
-
-def _stop_after(throwaway: nn.Module, seconds: float) -> None:
-    """Make every module of a throw-away clone give up once the time has passed."""
-    deadline = time.monotonic() + seconds
-
-    def check(*_: Any) -> None:
-        if time.monotonic() > deadline:
-            raise _OutOfTime
-
-    # Within an encoder layer a hook would shut its fast path.
-    layers = [module for module in throwaway.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    spared = {module for layer in layers for module in layer.modules()}
-    for module in throwaway.modules():
-        if module not in spared:
-            module.register_forward_pre_hook(check)
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back the exporter's own chatter; failures are reported by us."""
-    loggers = [logging.getLogger(name) for name in ("torch._export", "torch.export", "torch.fx")]
+    chatty = ("torch._export", "torch.export", "torch.fx")
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(chatty)]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        # On a failure it prints the whole graph.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -222,24 +195,38 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _capture_error(error: Exception) -> CaptureError:
+def _line(error: Exception) -> str | None:
+    """The innermost line of the user's own code that led to ``error``."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_TORCH, "<"))]
     user = [frame for frame in frames if "itnet_compiler" not in frame.filename]
-    line = f"{user[-1].filename}:{user[-1].lineno}" if user else None
-    text = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
+    return f"{user[-1].filename}:{user[-1].lineno}" if user else None
+
+
+def _capture_error(error: Exception) -> CaptureError:
+    text = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__).strip()
+    known = next((known for known in _KNOWN if re.search(known[0], str(error))), None)
+    if known is not None:
+        return CaptureError(known[1], remedy=known[2], source_line=_line(error))
     return CaptureError(
-        f"torch.export cannot capture this model whole: {type(error).__name__}: {text.strip()[:300]}",
-        remedy=_remedy(str(error)),
-        source_line=line,
+        f"torch.export cannot take it: {type(error).__name__}: {text[:300]}",
+        remedy="what it consists of is captured where possible",
+        source_line=_line(error),
     )
 
 
-def _remedy(text: str) -> str:
-    if "Cache" in text or "unsupported type" in text or "unregistered" in text.lower():
-        return "return only tensors and containers of them; with transformers set model.config.use_cache = False"
-    if "data-dependent" in text or "DataDependent" in text or "unbacked" in text:
-        return "forward branches on the value of a tensor; unify the submodules on either side of that branch"
-    return "unify the largest submodules that torch.export accepts"
+# Text of an exporter's error, what it means, what can be done.
+_KNOWN = (
+    (
+        r"data-dependent|DataDependent|\bu\d+\b|unbacked|_local_scalar_dense",
+        "forward branches on, or takes a size from, the value of a tensor",
+        "keep such decisions outside the modules that are to be captured",
+    ),
+    (
+        r"(?i)unsupported type|unregistered|is an instance of .*not.*pytree|Cache",
+        "forward returns an object that is no container of tensors",
+        "with transformers set model.config.use_cache = False",
+    ),
+)
 
 
 def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
@@ -250,6 +237,7 @@ def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
                 f"the graph returns a {spec.kind.name.lower().replace('_', ' ')}, which is not supported"
             )
     restore_leaves(program.graph_module)
+    inline_regions(program.graph_module)
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     source, graph = program.graph_module.graph, Graph()
     constants: dict[str, Any] = {}
@@ -268,7 +256,7 @@ def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
             copies[node] = node.meta.get("val")  # a literal argument: specialised, and part of the signature
             continue
         if node.op == "get_attr":
-            constants[node.target] = getattr(program.graph_module, node.target)
+            constants[node.target] = operator.attrgetter(node.target)(program.graph_module)
         if node.op == "call_function" and str(node.target) == "aten._assert_tensor_metadata.default":
             continue  # dtype and device are part of the signature
         if node.op == "output":
@@ -282,6 +270,36 @@ def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
     _drop_dead_nodes(graph)
     guards = ShapeGuards([node.meta["val"] for node in inputs])
     return Capture(graph, constants, guards, program.call_spec.out_spec)
+
+
+def _refuse_hidden_state(model: nn.Module, captured: Capture) -> None:
+    """A tensor that is no attribute of any module of the tree is a constant to the graph: it must not change."""
+    known = {f"{path}.{name}".lstrip(".") for path, module in model.named_modules() for name in module.__dict__}
+    known |= {name for name, _ in (*model.named_parameters(), *model.named_buffers(remove_duplicate=False))}
+    for node in captured.graph.nodes:
+        value = captured.constants.get(str(node.target)) if node.op == "get_attr" else None
+        if not isinstance(value, Tensor) or str(node.target) in known:
+            continue
+        if value.requires_grad or any(node in written_arguments(user) for user in node.users):
+            what = "needs a gradient" if value.requires_grad else "is written"
+            raise CaptureError(
+                f"forward uses a tensor of shape {tuple(value.shape)} that {what} but is in no registered module",
+                remedy="keep modules in nn.ModuleList or nn.ModuleDict, parameters as attributes",
+            )
+
+
+def _put_under(prefix: str, captured: Capture) -> None:
+    """Name everything in a capture as seen from the larger model in which the module has the path ``prefix``."""
+    if not prefix:
+        return
+    captured.constants = {f"{prefix}.{path}": value for path, value in captured.constants.items()}
+    for node in captured.graph.nodes:
+        if node.op == "get_attr":
+            node.target = f"{prefix}.{node.target}"
+        if stack := node.meta.get("nn_module_stack"):
+            paths = {key: (path.removeprefix("L['self']").lstrip("."), kind) for key, (path, kind) in stack.items()}
+            stack = {key: (f"{prefix}.{path}".rstrip("."), kind) for key, (path, kind) in paths.items()}
+            node.meta["nn_module_stack"] = stack
 
 
 def _first_names(model: nn.Module) -> dict[int, str]:
@@ -298,9 +316,8 @@ def _drop_dead_nodes(graph: Graph) -> None:
             return False
         target = node.target
         if isinstance(target, torch._ops.OpOverload):
-            return (
-                target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags or "assert" in str(target)
-            )
+            random = torch.Tag.nondeterministic_seeded in target.tags
+            return bool(written_arguments(node)) or random or "assert" in str(target)
         return getattr(target, "__module__", "") not in ("_operator", "math", "torch", "torch.utils._sympy.functions")
 
     graph.eliminate_dead_code(is_impure_node=keep)

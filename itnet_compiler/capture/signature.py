@@ -50,7 +50,7 @@ class Call:
         signature: What it shares with other calls of the same graph.
         leaves: Its tensors, those inside containers included.
         args: Positional arguments (only where ``*args`` were given).
-        kwargs: Keyword arguments in sorted order.
+        kwargs: Keyword arguments in the order of the parameters, further ones as they were given.
     """
 
     signature: Signature
@@ -71,6 +71,7 @@ class SignatureReader:
         self.positional: list[str] = []
         self.defaults: Arguments = {}
         self.variadic: str | None = None
+        self.named: dict[str, inspect.Parameter] = {}
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 self.variadic = name
@@ -78,6 +79,8 @@ class SignatureReader:
                 self.positional.append(name)
             if parameter.default is not parameter.empty:
                 self.defaults[name] = parameter.default
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                self.named[name] = parameter
 
     def bind(self, args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
         """Arguments by name, those equal to their default left out."""
@@ -100,7 +103,9 @@ class SignatureReader:
         bound = self.bind(args, kwargs)
         positional = tuple(args) if any("[" in name for name in bound) else ()
         by_position = {f"{index}": value for index, value in enumerate(positional)}
-        by_name = {name: bound[name] for name in sorted(bound)}
+        # Keywords beyond the named parameters keep their order: forward may loop over them.
+        known = [name for name in self.named if name in bound]
+        by_name = {name: bound[name] for name in (*known, *(name for name in bound if name not in self.named))}
         if positional:
             taken = {*self.positional[: len(positional)], *(name for name in bound if "[" in name)}
             by_name = {name: value for name, value in by_name.items() if name not in taken}
@@ -111,7 +116,7 @@ class SignatureReader:
                 entries.append((name, _kind(value)))
                 leaves.append(value)
             elif isinstance(value, _LITERALS):
-                entries.append((name, (type(value), value)))
+                entries.append((name, _literal(value)))
             else:
                 entries.append((name, _container(value, leaves)))
         if len(leaves) > 1 and len({id(leaf) for leaf in leaves}) < len(leaves):
@@ -131,7 +136,12 @@ def _same(value: Any, default: Any) -> bool:
 def _kind(value: Tensor) -> Hashable:
     if type(value) not in _PLAIN:
         raise TypeError(f"a {type(value).__name__} is not a plain tensor")
-    return (Tensor, value.dtype, value.dim(), value.device, value.layout)
+    return (Tensor, value.dtype, value.dim(), value.device, value.layout, type(value))
+
+
+def _literal(value: Any) -> Hashable:
+    # A slice is hashable from Python 3.12 on only.
+    return (slice, (value.start, value.stop, value.step)) if type(value) is slice else (type(value), value)
 
 
 def _container(value: Any, leaves: list[Tensor]) -> Hashable:
@@ -144,7 +154,7 @@ def _container(value: Any, leaves: list[Tensor]) -> Hashable:
             described.append(_kind(part))
             leaves.append(part)
         elif isinstance(part, _LITERALS):
-            described.append((type(part), part))
+            described.append(_literal(part))
         else:
             raise TypeError(f"a {type(part).__name__} is neither a tensor nor a plain value")
     return (pytree.TreeSpec, str(spec), tuple(described))

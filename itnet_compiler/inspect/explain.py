@@ -18,6 +18,7 @@ from ..ir.kernel import Kernel
 from ..ir.naming import inside, is_hidden, module_path, operator_name, prefixes, source_line
 from ..passes.classify import Category
 from .facts import Facts
+from .overview import Left, Overview
 from .text import count, error, shorten, table, units
 
 if TYPE_CHECKING:
@@ -40,13 +41,30 @@ def explain(program: Program, path: str) -> str:
     Raises:
         InputError: if there is nothing of that name; it lists the closest ones.
     """
-    facts = Facts(program)
-    nodes = [node for node in facts.graph.nodes if not is_hidden(node) and _is_at(facts, node, path)]
-    if not nodes:
-        raise _unknown(facts, path)
+    overview = Overview(program)
+    found = [(facts, nodes) for facts in overview.graphs if (nodes := _nodes_at(facts, path))]
+    left = [module for module in overview.left if inside(module.path, path) or path == "*"]
+    if not found and not left:
+        raise _unknown(overview, path)
+    texts = [_explain(facts, nodes, path, program.model_name) for facts, nodes in found]
+    if left:
+        texts.append("\n".join(["stays Python:", *map(_stays, left)]))
+    return "\n\n".join(texts)
+
+
+def _stays(module: Left) -> str:
+    where = f"{module.path} ({module.kind})" if module.path else f"the model ({module.kind})"
+    return textwrap.fill(f"  {where}: {'; '.join(module.reasons)}", _WIDTH, subsequent_indent="    ")
+
+
+def _nodes_at(facts: Facts, path: str) -> list[Node]:
+    return [node for node in facts.graph.nodes if not is_hidden(node) and _is_at(facts, node, path)]
+
+
+def _explain(facts: Facts, nodes: list[Node], path: str, model: str) -> str:
     integrals = [node for node in nodes if "integral" in node.meta]
     others = [node for node in nodes if "integral" not in node.meta]
-    head = f"{path or program.model_name}: {count(len(integrals), 'integral')}, {count(len(others), 'other operator')}"
+    head = f"{path or model}: {count(len(integrals), 'integral')}, {count(len(others), 'other operator')}"
     parts = [head]
     for alike in _alike(facts, integrals):
         parts.append(_integral(facts, alike[0]))
@@ -104,9 +122,9 @@ def _owner(node: Node) -> str:
     return module_path(node) if integral is None else integral.module_path
 
 
-def _unknown(facts: Facts, path: str) -> InputError:
-    shown = [node for node in facts.graph.nodes if not is_hidden(node)]
-    known = dict.fromkeys(name for node in shown for name in (*prefixes(_owner(node)), facts.name(node)))
+def _unknown(overview: Overview, path: str) -> InputError:
+    shown = [(facts, node) for facts in overview.graphs for node in facts.graph.nodes if not is_hidden(node)]
+    known = dict.fromkeys(name for facts, node in shown for name in (*prefixes(_owner(node)), facts.name(node)))
     close = difflib.get_close_matches(path, known, n=5, cutoff=0.5)
     # "conv1" is meant to find "layer1.0.conv1", which is not close letter by letter.
     close += [name for name in known if name.endswith("." + path) and name not in close][: 5 - len(close)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from ..ir.kernel import Work
 from ..ir.naming import is_hidden, module_path, source_line
@@ -115,9 +115,7 @@ class Facts:
     @cached_property
     def classes(self) -> Mapping[Node, Classification]:
         """Category of every node."""
-        constants = self.variant.capture.constants
-        bodies = {name: value for name, value in constants.items() if isinstance(value, GraphModule)}
-        return classify(self.graph, bodies)
+        return classify(self.graph)
 
     @cached_property
     def coverage(self) -> float:
@@ -186,6 +184,12 @@ class Facts:
     def near_misses(self) -> dict[str, Entry]:
         """Anchor node → the entry of the rule that came furthest there."""
         return self.variant.journal.near_misses()
+
+    @cached_property
+    def other_near_misses(self) -> list[Entry]:
+        """Near misses at nodes that are no misses."""
+        unmatched = {node.name for node, found in self.classes.items() if found.category is Category.UNMATCHED}
+        return [entry for entry in self.near_misses.values() if entry.anchor not in unmatched]
 
     @cached_property
     def misses(self) -> list[Miss]:

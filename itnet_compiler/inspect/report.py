@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..ir.kernel import Work
-from .facts import CATEGORIES, Facts, Miss, Row
+from .facts import CATEGORIES, Miss, Row
+from .overview import Overview
 from .text import count, counted, error, shorten, table, units
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Report:
     def __init__(self, program: Program) -> None:
         self._program = program
         self.model = program.model_name
-        self.facts = Facts(program)
+        self.facts = Overview(program)
 
     @property
     def rows(self) -> list[Row]:
@@ -61,8 +62,12 @@ class Report:
         facts = self.facts
         number = count(sum(facts.families.values()), "integral")
         kinds = counted(facts.families.most_common())
+        where = (
+            "" if facts.whole else f" in {count(len(facts.paths), 'part')} ({percent(facts.share)} of the parameters)"
+        )
         return (
-            f"{self.model}: {number} ({kinds or 'none'}) · mixing coverage {percent(self.coverage)} · {self.checked()}"
+            f"{self.model}: {number} ({kinds or 'none'}){where} · mixing coverage {percent(self.coverage)}"
+            f" · {self.checked()}"
         )
 
     def checked(self) -> str:
@@ -77,12 +82,27 @@ class Report:
         """Comparison with the original, variants, calls that run the original code."""
         program = self._program
         lines = [f"compared with the original: {program.comparison}"] if program.comparison else []
-        lines += [f"graphs: {', '.join(variant.label for variant in program.variants)}"]
-        return lines + [f"original code runs: {text}" for text in program.fallbacks]
+        if program.variants:
+            lines.append(f"graphs: {', '.join(variant.label for variant in program.variants)}")
+        if self.facts.whole:
+            return lines + [f"original code runs: {text}" for text in program.fallbacks]
+        parts = shorten(", ".join(self.facts.paths), 200) or "none"
+        return [*lines, f"captured parts: {parts}", *self.left()]
+
+    def left(self) -> list[str]:
+        """The modules that run their original code, equal reasons together."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for module in self.facts.left:
+            groups.setdefault(tuple(module.reasons), []).append(f"{module.path or 'the model'} ({module.kind})")
+        lines = []
+        for reasons, modules in groups.items():
+            why = "; ".join(reasons) or "not called yet, or around parts with boundaries of their own"
+            lines.append(f"stays Python: {shorten(', '.join(modules), 120)}: {why}")
+        return lines
 
     def sizes(self) -> str:
         """``N=2, L=128``: the example sizes at which costs are given."""
-        return ", ".join(f"{name}={size}" for name, size in self.facts.printer.sizes.examples.items())
+        return ", ".join(f"{name}={size}" for name, size in self.facts.sizes.items())
 
     # ---- forms
 
@@ -121,14 +141,18 @@ class Report:
             "verified": facts.verified,
             "worst_error": facts.worst,
             "comparison": self._program.comparison,
-            "example_sizes": dict(facts.printer.sizes.examples),
+            "example_sizes": facts.sizes,
             "categories": dict(facts.categories),
             "totals": {name: {"flops": work.flops, "bytes": work.bytes} for name, work in self.totals.items()},
             "integrals": [row.to_dict() for row in self.rows],
             "unmatched": [vars(miss) for miss in self.unmatched],
-            "near_misses": [_entry(entry) for entry in facts.near_misses.values()],
+            "near_misses": [_entry(entry) for entry in facts.near_misses],
             "variants": [variant.label for variant in self._program.variants],
             "fallbacks": list(self._program.fallbacks),
+            "whole": facts.whole,
+            "parts": [] if facts.whole else facts.paths,
+            "captured_parameters": facts.share,
+            "left": [{"path": module.path, "class": module.kind, "reasons": module.reasons} for module in facts.left],
         }
 
     def _repr_html_(self) -> str:
@@ -154,7 +178,7 @@ class Report:
         lines += self._odd_checks()
         if self.unmatched:
             lines += ["", "left as they were:", *table(map(miss_cells, self.unmatched), indent="  ")]
-        others = [entry for entry in facts.near_misses.values() if entry.anchor not in self._unmatched_anchors]
+        others = facts.other_near_misses
         if others:
             lines += ["", "rules that said no elsewhere:"]
             cells = (
@@ -172,10 +196,6 @@ class Report:
                 names.setdefault(row.note, []).append(row.name)
         cells = [(note, shorten(", ".join(found), 80)) for note, found in names.items()]
         return ["", "checked in part:", *table(cells, indent="  ")] if cells else []
-
-    @property
-    def _unmatched_anchors(self) -> set[str]:
-        return {node.name for node, found in self.facts.classes.items() if found.category == "unmatched"}
 
 
 def percent(share: float) -> str:

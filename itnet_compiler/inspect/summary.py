@@ -6,6 +6,7 @@ import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from ..runtime.assembly import graphs
 from .folding import Line, fold, lines
 from .report import Report
 from .text import counted, shorten, table
@@ -24,9 +25,10 @@ _WIDTH = 100
 
 def summary(program: Program) -> str:
     """One line about the whole, the integrals by block, what was left alone, and where to look further."""
-    if not program.variants:
+    if not program.variants and not graphs(program):
         why = [f"  original code runs: {text}" for text in program.fallbacks]
-        return "\n".join([f"{program.model_name}: nothing captured yet; it happens at the first call", *why])
+        when = "; it happens at the first call" if not why else ": it runs as it was"
+        return "\n".join([f"{program.model_name}: nothing captured{when}", *why])
     report = Report(program)
     return "\n".join(
         [report.headline(), "", *_blocks(report), *_rest(report), *_misses(report), *_notes(report), "", _HINT]

@@ -9,6 +9,7 @@ from torch.fx import Node
 from ..errors import ItnetError
 from ..ir.naming import is_hidden, module_path, operator_name, source_line
 from .facts import Facts
+from .overview import Overview
 
 if TYPE_CHECKING:
     import networkx
@@ -23,7 +24,8 @@ def to_networkx(program: Program) -> networkx.DiGraph:
 
     Node attributes (plain strings): ``kind`` (input, output, integral, or the category of an operator), ``operator``,
     ``path``, ``shape``, ``source_line``; for integrals also ``family``, ``origin``, ``domain``, ``kernel``. Graph
-    attribute: ``model``. Parameters are not nodes, and support nodes are passed through.
+    attribute: ``model``. Parameters are not nodes, and support nodes are passed through. A model in parts gives one
+    component for each, whose inputs and outputs bear its path.
 
     Raises:
         ItnetError: if networkx is not installed.
@@ -32,17 +34,21 @@ def to_networkx(program: Program) -> networkx.DiGraph:
         import networkx
     except ImportError as missing:
         raise ItnetError("networkx is not installed", remedy="pip install networkx") from missing
-    facts = Facts(program)
+    overview = Overview(program)
     graph = networkx.DiGraph(model=program.model_name)
-    for node in facts.graph.nodes:
-        if node.op in ("placeholder", "output") or not is_hidden(node):
-            graph.add_node(_key(facts, node), **_attributes(facts, node))
-            graph.add_edges_from((_key(facts, source), _key(facts, node)) for source in _sources(node))
+    for part, facts in zip(overview.paths or [""], overview.graphs, strict=True):
+        for node in facts.graph.nodes:
+            if node.op in ("placeholder", "output") or not is_hidden(node):
+                graph.add_node(_key(facts, node, part), **_attributes(facts, node))
+                graph.add_edges_from((_key(facts, source, part), _key(facts, node, part)) for source in _sources(node))
     return graph
 
 
-def _key(facts: Facts, node: Node) -> str:
-    return "output" if node.op == "output" else facts.name(node)
+def _key(facts: Facts, node: Node, part: str) -> str:
+    """Name of the node; inputs and outputs of a part under its path."""
+    if node.op not in ("placeholder", "output"):
+        return facts.name(node)
+    return f"{part}.{'output' if node.op == 'output' else facts.name(node)}".lstrip(".")
 
 
 def _sources(node: Node) -> list[Node]:

@@ -3,7 +3,7 @@
 Names come from module paths and are assigned while printing. Inside a block (``// layer1.0``) they are relative to
 it; a name from elsewhere is written in full, with a leading slash where the block has the same name itself. Support
 nodes (asserts, size arithmetic, getitem) are folded into the lines that use them: ``%lstm.0`` is the first of the
-values that ``%lstm`` returns.
+values that ``%lstm`` returns. What runs within a ``with torch.no_grad():`` block and its kin ends in ``in no_grad``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from .mode import describe_mode, mode_of
 from .naming import Naming, is_hidden, operator_name, source_line
 from .sizes import Sizes, dtype_name
 
@@ -79,6 +80,8 @@ class Printer:
         """One node, its name padded to ``width``."""
         block = self.naming.block[node]
         call = self._integral(node, block) if "integral" in node.meta else self._operator(node, block)
+        if mode_of(node):
+            call += f"   in {describe_mode(mode_of(node))}"
         kind = self.sizes.type(node.meta.get("val"))
         name = f"%{self.naming.local(node)}" + (":" if kind else "")
         return f"{name.ljust(width + 2)} {kind} = {call}" if kind else f"{name.ljust(width + 2)} = {call}"

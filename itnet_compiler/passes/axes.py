@@ -12,19 +12,18 @@ stays, and a node that is new makes the analysis run again; call ``invalidate`` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from . import axis_views  # noqa: F401 - registers its rules
 from .axis_algebra import Axis, AxisRole, axis
 from .axis_layers import conv_like, recurrent, scaled_attention
 from .axis_rules import RULES, Axes, unknown
 from .dependence import Dependence, dependences, is_parameter
-from .operators import WRAPPERS, operator_name
+from .operators import operator_name
 
 __all__ = ["Analysis", "AxisRole", "analyse", "invalidate", "roles_of"]
 
@@ -36,22 +35,13 @@ class Analysis:
 
     Args:
         graph: Flat ATen graph with fake values; integrals may have taken the place of some nodes.
-        inputs: Axes of the placeholders, where known (the body of a higher-order operator).
-        bodies: Bodies of higher-order operators by the name of the ``get_attr`` node, where the graph has no module.
     """
 
-    def __init__(
-        self, graph: Graph, inputs: list[list[Axis]] | None = None, bodies: Mapping[str, GraphModule] | None = None
-    ) -> None:
-        self.bodies = bodies or {}
+    def __init__(self, graph: Graph) -> None:
         self.dependences = dependences(graph)
         self._axes: dict[Node, Axes] = {}
-        given = iter(inputs or ())
         for node in graph.nodes:
-            if node.op == "placeholder" and inputs is not None:
-                self._axes[node] = next(given)
-            else:
-                self._axes[node] = self._of(node)
+            self._axes[node] = self._of(node)
 
     def __call__(self, value: object) -> list[Axis]:
         if not isinstance(value, Node) or not isinstance(value.meta.get("val"), Tensor):
@@ -81,9 +71,8 @@ class Analysis:
         if "integral" in node.meta:
             found = self._of_integral(node)
         elif node.op == "call_function":
-            body = self.body(node)
             rule = RULES.get(operator_name(node))
-            found = self._of_body(node, body) if body is not None else rule(node, self) if rule else unknown(node)
+            found = rule(node, self) if rule else unknown(node)
         else:
             found = unknown(node)
         return found if _fits(found, node.meta["val"]) else unknown(node)
@@ -92,27 +81,6 @@ class Analysis:
     def _sizes(node: Node) -> list[Any]:
         value = node.meta.get("val")
         return list(value.shape) if isinstance(value, Tensor) else []
-
-    def body(self, node: Node) -> GraphModule | None:
-        """What a higher-order operator that only wraps its body runs, where that can be found."""
-        place = _body_place(node)
-        if place is None:
-            return None
-        name = str(node.args[place].target)
-        found = self.bodies.get(name, getattr(node.graph.owning_module, name, None))
-        return found if isinstance(found, GraphModule) else None
-
-    def body_inputs(self, node: Node) -> list[list[Axis]]:
-        """Axes of what is given to the body of a higher-order operator."""
-        place = _body_place(node)
-        return [self(argument) for argument in node.args[place + 1 :]] if place is not None else []
-
-    def _of_body(self, node: Node, body: GraphModule) -> Axes:
-        inner = Analysis(body.graph, self.body_inputs(node), self.bodies)
-        returned = next(one for one in body.graph.nodes if one.op == "output").args[0]
-        if isinstance(node.meta["val"], Tensor):
-            return inner(returned[0] if isinstance(returned, (tuple, list)) else returned)
-        return [inner(one) for one in returned]
 
     def _of_integral(self, node: Node) -> Axes:
         """By family; a family not named here leaves its axes unknown."""
@@ -142,14 +110,6 @@ class Analysis:
         return found if isinstance(value, Tensor) else [found, *unknown(node)[1:]]
 
 
-def _body_place(node: Node) -> int | None:
-    """Where a wrapper has its body among its arguments: (…, body, *inputs)."""
-    if operator_name(node) not in WRAPPERS:
-        return None
-    nodes = enumerate(node.args)
-    return next((i for i, argument in nodes if isinstance(argument, Node) and argument.op == "get_attr"), None)
-
-
 def _fits(axes: Axes, value: Any) -> bool:
     if isinstance(value, Tensor):
         return len(axes) == value.dim()
@@ -161,9 +121,9 @@ def _fits(axes: Axes, value: Any) -> bool:
 _kept: WeakKeyDictionary[Graph, WeakKeyDictionary[Node, Roles]] = WeakKeyDictionary()
 
 
-def analyse(graph: Graph, bodies: Mapping[str, GraphModule] | None = None) -> Analysis:
+def analyse(graph: Graph) -> Analysis:
     """A fresh analysis of ``graph``, whose results ``roles_of`` will give from now on."""
-    found = Analysis(graph, bodies=bodies)
+    found = Analysis(graph)
     _kept[graph] = WeakKeyDictionary({node: found.roles(node) for node in graph.nodes})
     return found
 

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from .axes import Analysis, AxisRole, analyse
 from .axis_algebra import Axis
@@ -35,7 +35,6 @@ from .operators import (
     SOFTMAXES,
     STATISTICS,
     SUPPORT,
-    WRAPPERS,
     operator_name,
 )
 from .statistics import is_statistic
@@ -73,13 +72,9 @@ class Classification:
     mixing: bool = True
 
 
-def classify(graph: Graph, bodies: Mapping[str, GraphModule] | None = None) -> dict[Node, Classification]:
-    """The class of every node of ``graph``, by a fresh analysis of its axes.
-
-    ``bodies`` are those of higher-order operators, by the name of their ``get_attr`` node, for a graph that belongs
-    to no module. What no table knows is ``unmatched``.
-    """
-    analysis = analyse(graph, bodies)
+def classify(graph: Graph) -> dict[Node, Classification]:
+    """The class of every node of ``graph``, by a fresh analysis of its axes; what no table knows is ``unmatched``."""
+    analysis = analyse(graph)
     return {node: _classify(node, analysis) for node in graph.nodes}
 
 
@@ -128,8 +123,6 @@ def _classify_call(node: Node, name: str, analysis: Analysis) -> Classification:
             return Classification(category, reason)
     if name in MIXING:
         return Classification(Category.UNMATCHED, f"{MIXING[name]} ({_shown(name)}) that no rule took")
-    if name in WRAPPERS:
-        return _of_wrapper(node, name, analysis)
     return Classification(Category.UNMATCHED, f"no rule knows {_shown(name)}")
 
 
@@ -261,20 +254,3 @@ def _of_index(node: Node, name: str, analysis: Analysis) -> Classification:
     if isinstance(source, Node) and analysis.is_weight(source) and name in ("index", "index_select", "gather"):
         return Classification(Category.POINTWISE, "a look-up in a table")
     return Classification(Category.ROUTING, f"{name} at places that depend on the input")
-
-
-_RANKED = (Category.UNMATCHED, Category.ROUTING, Category.NORMALISATION, Category.REINDEXING)
-
-
-def _of_wrapper(node: Node, name: str, analysis: Analysis) -> Classification:
-    """The class of the body: that of its least harmless node."""
-    body = analysis.body(node)
-    if body is None:
-        return Classification(Category.UNMATCHED, f"the body of {name} is not at hand")
-    inner = Analysis(body.graph, analysis.body_inputs(node), analysis.bodies)
-    found = [_classify(one, inner) for one in body.graph.nodes]
-    for category in _RANKED:
-        for one in found:
-            if one.category is category:
-                return Classification(category, f"inside {name}: {one.reason}")
-    return Classification(Category.POINTWISE, f"inside {name}: elementwise")

@@ -100,6 +100,7 @@ def _written(node: Node) -> Iterator[Node]:
     """Arguments that the call writes to."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return
-    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+    for position, argument in enumerate(node.target._schema.arguments):
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
         if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Node):
             yield value

@@ -51,9 +51,13 @@ def written_arguments(node: Node) -> list[Node]:
             continue
         value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
         written += [item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, Node)]
-    if str(node.target).startswith("aten.batch_norm.") and len(node.args) > 5 and node.args[5]:
+    if str(node.target).startswith(_KEEPS_STATISTICS) and len(node.args) > 5 and node.args[5]:
         written += [item for item in node.args[3:5] if isinstance(item, Node)]
     return written
+
+
+# What writes its arguments 3 and 4 where argument 5 is true, and does not say so in its schema.
+_KEEPS_STATISTICS = ("aten.batch_norm.", "aten.native_batch_norm.", "aten.instance_norm.")
 
 
 def _aliased_arguments(node: Node) -> Iterable[Node]:
@@ -96,8 +100,10 @@ class Effects:
         self.writes: list[tuple[int, frozenset[Node]]] = []
         self.random: list[int] = []
         raw: list[tuple[int, list[Node]]] = []
+        by_path: dict[str, Node] = {}  # a tied parameter is several nodes
         for node, index in self._order.items():
-            for source in _aliased_arguments(node):
+            tied = [by_path.setdefault(str(node.target), node)] if node.op == "get_attr" else []
+            for source in (*tied, *_aliased_arguments(node)):
                 self._parent[self._storage(source)] = self._storage(node)
             written = written_arguments(node)
             if written:

@@ -15,6 +15,7 @@ import torch
 from torch.fx import Node
 
 from ..ir.kernel import Spec
+from ..ir.mode import describe_mode, mode_of
 
 __all__ = [
     "Match",
@@ -153,8 +154,14 @@ class Rule:
     function: RuleFunction
 
     def __call__(self, node: Node) -> Proposal:
-        """Propose at ``node``; raises ``Refusal``."""
-        return self.function(node, Match(node))
+        """Propose at ``node``; raises ``Refusal``, also for a region that does not run under one mode."""
+        match = Match(node)
+        proposal = self.function(node, match)
+        for other in proposal.region:
+            if (mode := mode_of(other)) != mode_of(node):
+                modes = f"{describe_mode(mode_of(node))}, {op_name(other)} under {describe_mode(mode)}"
+                match.refuse(f"it runs under different modes: {op_name(node)} under {modes}", other)
+        return proposal
 
 
 def rule(name: str, *anchors: str) -> Callable[[RuleFunction], Rule]:

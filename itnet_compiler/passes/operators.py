@@ -30,7 +30,6 @@ __all__ = [
     "STATISTICS",
     "SUPPORT",
     "VIEWS",
-    "WRAPPERS",
     "operator_name",
 ]
 
@@ -56,9 +55,6 @@ SUPPORT = _words(
     " _assert_scalar sym_constrain_range sym_constrain_range_for_size item _local_scalar_dense is_nonzero"
     " _functional_assert_async is_floating_point is_complex equal"
 )
-
-# Higher-order operators that run their body as it is.
-WRAPPERS = _words("wrap_with_set_grad_enabled wrap_with_autocast wrap invoke_subgraph tag_activation_checkpoint")
 
 # Depends on the shape of the argument only.
 LIKE = _words(

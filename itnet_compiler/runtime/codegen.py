@@ -2,7 +2,8 @@
 
 Everything is looked up once: operators are called through their Python bindings, integrals through the function that
 their lowering built, parameters and buffers are arguments. Intermediate values are dropped after their last use, as
-in the original's own frames.
+in the original's own frames. Neighbours of one mode share a ``with`` block; a block within another is nested, since
+the outer one may hold state (autocast's casts of parameters).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from ..ir.integral import Integral
+from ..ir.mode import Mode, mode_of
 from ..settings import CODE, debug, dump
 from .bindings import OPERATORS, binding
 
@@ -73,18 +75,21 @@ class _Writer:
         dying: dict[Node, list[str]] = {}
         for source, node in last_use.items():
             dying.setdefault(node, []).append(self.names.get(source) or self._name(source))
-        lines = []
+        lines: list[str] = []
+        open_blocks: Mode = ()
         for node in self.graph.nodes:
             if node.op in ("placeholder", "get_attr"):
                 continue
             if node.op == "output":
                 lines.append(f"    return {self._result(node, output)}")
                 continue
+            lines += _openings(open_blocks, mode_of(node))
+            open_blocks = mode_of(node)
             statement = self._expression(node)
             if node.users:
                 statement = f"{self._name(node)} = {statement}"
             dead = [name for name in dying.get(node, ()) if name in self.locals]
-            lines.append(f"    {statement}" + (f"; {' = '.join(dead)} = None" if dead else ""))
+            lines.append(_indent(len(open_blocks)) + statement + (f"; {' = '.join(dead)} = None" if dead else ""))
         return f"def run({', '.join([*tensors, *inputs])}):\n" + "\n".join(lines) + "\n"
 
     def _arguments(self) -> tuple[list[str], list[str]]:
@@ -161,8 +166,19 @@ class _Writer:
         leaves = [self._text(value) for value in node.args[0]]  # type: ignore[union-attr]
         if output.is_leaf():
             return leaves[0]
-        if output.type in (tuple, list) and output.num_leaves == len(leaves) == output.num_children:
+        flat = all(child.is_leaf() for child in output.children())
+        if output.type in (tuple, list) and flat and len(leaves) == output.num_children:
             inside = ", ".join(leaves)
             return f"[{inside}]" if output.type is list else f"({inside}{',' if len(leaves) == 1 else ''})"
         unflatten, spec = self._global(pytree.tree_unflatten, "tree_unflatten"), self._global(output, "structure")
         return f"{unflatten}([{', '.join(leaves)}], {spec})"
+
+
+def _openings(now: Mode, mode: Mode) -> list[str]:
+    """The ``with`` lines that lead from the blocks ``now`` open to those of ``mode``; closing takes none."""
+    shared = next((i for i, (a, b) in enumerate(zip(now, mode, strict=False)) if a != b), min(len(now), len(mode)))
+    return [f"{_indent(depth)}with {mode[depth].source()}:" for depth in range(shared, len(mode))]
+
+
+def _indent(depth: int) -> str:
+    return "    " * (depth + 1)

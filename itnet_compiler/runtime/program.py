@@ -1,8 +1,7 @@
-"""What is behind a unified model: captured variants of its forward, and the choice between them at every call."""
+"""What is behind a boundary: captured variants of its forward, and the choice between them at every call."""
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import threading
 import time
@@ -14,21 +13,20 @@ from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.fx import Graph
 
-from ..capture.clone import shallow_clone
-from ..capture.export import capture
-from ..capture.signature import Call, Signature, SignatureReader
-from ..errors import ItnetError, LoweringError, ModelError
-from ..ir.integral import Integral
+from ..capture.questions import answers
+from ..capture.signature import Call, SignatureReader
+from ..capture.throwaway import StateWritten
+from ..errors import ItnetError, ModelError
 from ..lowering.planner import PlanRule, apply_plan
-from ..passes.engine import detect
 from ..passes.journal import Journal
-from ..passes.verify import Verifier
 from ..progress import Progress
-from ..settings import STAGES, SUMMARY, debug, dump
-from .codegen import generate
+from ..settings import SUMMARY, debug
+from .boundary import Face, Policy, is_plain, is_transformed, is_watching, plainly
+from .build import bind, build, is_virtual
+from .division import division
 from .fast_paths import FastPaths
 from .tree import TreeState
-from .trial import Trial, run_trial
+from .trial import Trial, run_trial, unrecorded
 from .variant import Variant
 
 __all__ = ["Program"]
@@ -40,15 +38,15 @@ _MOST_IN_ALL = 32
 
 
 class Program:
-    """Captures, keeps and runs the variants of one unified model.
+    """Captures, keeps and runs the variants of one boundary.
 
     Args:
-        root: The unified module (or the clone that is about to become one).
+        root: The module that is a boundary (or about to become one).
         original: The ``forward`` that it replaces, as a function of the module.
         signature: Of ``original`` without the module.
-        restore: Makes a clone of ``root`` an instance of the original class again.
-        dynamic: Whether sizes stay symbolic.
-        verify: Whether rewrites are checked and new variants compared with the original.
+        face: How modules become boundaries.
+        policy: Shared by all boundaries of a unified model.
+        path: Of ``root`` in that model.
     """
 
     def __init__(
@@ -56,30 +54,43 @@ class Program:
         root: nn.Module,
         original: Callable[..., Any],
         signature: inspect.Signature,
-        restore: Callable[[nn.Module], nn.Module],
-        *,
-        dynamic: bool = True,
-        verify: bool = True,
+        face: Face,
+        policy: Policy,
+        path: str = "",
     ) -> None:
-        self.root, self.original, self.restore = root, original, restore
-        self.dynamic, self.verified = dynamic, verify
+        self.root, self.original, self.face, self.policy, self.path = root, original, face, policy, path
         self.model_name = type(root).__name__
-        self._axes = "all" if dynamic else "none"
+        self.axes = "all" if policy.dynamic else "none"
+        self.asks: set[str] = set()
         self.variants: list[Variant] = []
         self.fallbacks: list[str] = []
+        self.comparison_of_parts: str | None = None
         self.plan_rules: list[PlanRule] = []
+        self.reader = SignatureReader(signature)
+        self.tree = TreeState(root)
         self._signature = signature
-        self._reader = SignatureReader(signature)
-        self._tree = TreeState(root)
         self._fast = FastPaths(root)
         self._table: dict[Any, list[Variant]] = {}
         self._refused: set[Any] = set()
-        self._failed: dict[Any, str] = {}
+        self._failed: dict[Any, ItnetError] = {}
+        self._settling: set[Any] = set()
+        self._divided: set[Any] = set()
+        self._hopeless: set[Any] = set()
         self._lock = threading.RLock()
         # Asked once: the question costs as much as a small layer.
         self._kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
-    # ---- what users see of the current graph
+    # ---- what users see
+
+    @property
+    def verified(self) -> bool:
+        """Whether rewrites are checked."""
+        return self.policy.verify
+
+    @property
+    def mode(self) -> str:
+        """``train`` or ``eval``."""
+        return "train" if self.root.training else "eval"
 
     @property
     def current(self) -> Variant:
@@ -88,13 +99,31 @@ class Program:
             raise ItnetError(
                 "nothing has been captured yet", remedy="call the model once, or itnet.unify(model, example_inputs)"
             )
-        mode = "train" if self.root.training else "eval"
-        found = [variant for variant in self.variants if variant.label.startswith(mode)] or self.variants
+        found = [variant for variant in self.variants if variant.mode == self.mode] or self.variants
+        found = [variant for variant in found if not variant.refused] or found
         return next((variant for variant in found if variant.grad), found[0])
+
+    @property
+    def whole(self) -> bool:
+        """Whether one graph is run for all of ``root``, in the current mode where anything is known of that."""
+        usable = {variant.mode for variant in self.variants if not variant.refused}
+        return self.mode in usable or bool(usable and not any(note.startswith(self.mode) for note in self.fallbacks))
+
+    @property
+    def title(self) -> str:
+        """Class name, with the path of a part."""
+        return f"{self.path}: {self.model_name}" if self.path else self.model_name
 
     @property
     def graph(self) -> Graph:
         """The flat rewritten graph of the current variant."""
+        return self.current.graph
+
+    @property
+    def one_graph(self) -> Graph:
+        """The graph of the module as a whole. Raises ``ItnetError`` where it runs in parts."""
+        if self.variants and not self.whole:
+            raise ItnetError("the model was captured in parts", remedy="unified.parts[path].graph is the graph of one")
         return self.current.graph
 
     @property
@@ -104,38 +133,70 @@ class Program:
 
     @property
     def comparison(self) -> str | None:
-        """How the current variant compared with the original on its example call."""
+        """How the current variant, or the model in parts, compared with the original on the example call."""
+        if not self.whole:
+            return self.comparison_of_parts
         trial = self.current.trial
         return None if trial is None else trial.describe()
 
     # ---- running
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """One call of the model: through a graph where one fits, else through the original code."""
+        """One call of the module: through a graph where one fits, else through the original code."""
         if torch.compiler.is_compiling():
             return self._traced(args, kwargs)
+        if is_plain() or (self._hopeless and self._manner(args, kwargs) in self._hopeless):
+            return self.original(self.root, *args, **kwargs)
+        if self.path in self.policy.opened:
+            return self._divide(("opened", self.root.training), args, kwargs)
         try:
-            call = self._reader.read(args, kwargs)
+            call = self.reader.read(args, kwargs)
         except TypeError as error:
-            self._note(f"calls with other arguments than tensors in plain containers run the original code: {error}")
-            return self.original(self.root, *args, **kwargs)
-        if self._tree.hooked():
-            self._note("modules below the root have hooks: the original code runs, so that they fire")
-            return self.original(self.root, *args, **kwargs)
-        key = (call.signature, self._tree.read(), self._ambient(call))
+            self.note(f"calls with other arguments than tensors in plain containers run the original code: {error}")
+            self._give_up(args, kwargs)
+            # A key-value cache in a call of generate(): nothing to gain from many small graphs.
+            return self._divide("objects", args, kwargs, unless=bool(self.variants))
+        if hooks := self.tree.hooked():
+            self.note(f"{hooks}: the original code runs, so that they fire")
+            return self._divide((call.signature, "hooks"), args, kwargs, unless=hooks.startswith("global"))
+        key = (call.signature, self.tree.read(), self.ambient(call))
         variant = self._choose(key, call)
         if variant is not None:
             return self.run(variant, call.leaves)
-        result = self.original(self.root, *args, **kwargs)
-        self._settle(key)
+        failure = self._failed.get(key)
+        # Attributes are often written in the first call only; the second one tries again.
+        settling = isinstance(failure, StateWritten) and key not in self._settling
+        result = self._divide(key, args, kwargs, unless=settling)
+        self._settle(key, call, settling, args, kwargs)
         return result
 
-    def _settle(self, key: tuple[Any, ...]) -> None:
+    def _divide(self, key: Any, args: Any, kwargs: Any, *, unless: bool = False) -> Any:
+        """The original code; the first time for a key, every module that it calls may become a boundary."""
+        if unless or key in self._divided or not self.policy.divide or is_watching() or is_transformed():
+            return self.original(self.root, *args, **kwargs)
+        self._divided.add(key)
+        with division(self):
+            return self.original(self.root, *args, **kwargs)
+
+    def _manner(self, args: Any, kwargs: Any) -> Any:
+        """What is quickly seen of a call."""
+        kinds = (*map(type, args), *((name, type(value)) for name, value in kwargs.items()))
+        return self.root.training, torch.is_grad_enabled(), kinds
+
+    def _give_up(self, args: Any, kwargs: Any) -> None:
+        """Calls of this manner run the original code without further ado, where this is a part that has no graph."""
+        if self.path and not self.variants:
+            self._hopeless.add(self._manner(args, kwargs))
+
+    def _settle(self, key: tuple[Any, ...], call: Call, settling: bool, args: Any, kwargs: Any) -> None:
         """The original code has accepted a call whose capture failed: that was not the caller's mistake."""
-        note = self._failed.pop(key, None)
-        if note is not None:
+        failure = self._failed.pop(key, None)
+        if settling:
+            self._settling.add(key)
+        elif failure is not None:
             self._refused.add(key)
-            self._note(note)
+            self.note(self._describe(call, failure))
+            self._give_up(args, kwargs)
 
     def _choose(self, key: tuple[Any, ...], call: Call) -> Variant | None:
         """The variant that serves a call, captured now if need be; None where the original code is to run."""
@@ -148,7 +209,7 @@ class Program:
                 if self._trusts(variant, call, shapes):
                     return variant
                 widen = False
-        if key in self._refused or detect_fake_mode(call.leaves) is not None:
+        if key in self._refused or is_transformed() or detect_fake_mode(call.leaves) is not None:
             return None
         added = self._add(key, call, widen)
         if added is None or added.refused:
@@ -158,7 +219,7 @@ class Program:
         if widen and added.capture.guards.small(shapes):
             return self._choose(key, call)
         self._refused.add(key)
-        self._note(f"sizes of 0 or 1 in {call.signature.describe()} cannot be captured")
+        self.note(f"{self.mode} mode: sizes of 0 or 1 in {call.signature.describe()} cannot be captured")
         return None
 
     def run(self, variant: Variant, leaves: list[Tensor]) -> Any:
@@ -174,19 +235,27 @@ class Program:
         """
         if not self.plan_rules:
             return self.original(self.root, *args, **kwargs)
-        call = self._reader.read(args, kwargs)
+        call = self.reader.read(args, kwargs)
         shapes = [leaf.shape for leaf in call.leaves]
         # An exported original holds no fast paths either.
+        asked = answers(self.asks, self.root, call.leaves) if self.asks else None
         fast = None if torch.compiler.is_exporting() else self._fast.conditions(call.leaves)
         for variant in self.variants:
             same_call = variant.signature == call.signature and variant.fast == fast and not variant.refused
-            if same_call and self._tree.matches(variant.state) and variant.capture.guards.fit(shapes):
+            same_call = same_call and (asked is None or variant.ambient[-2] == asked)
+            if same_call and self.tree.matches(variant.state) and variant.capture.guards.fit(shapes):
                 return self.run(variant, call.leaves)
         return self.original(self.root, *args, **kwargs)
 
-    def _ambient(self, call: Call) -> tuple[Any, ...]:
+    def ambient(self, call: Call) -> tuple[Any, ...]:
+        """What a graph depends on besides the call and the tree: autocast, gradients if asked for, fast paths."""
         casts = tuple([torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in self._kinds])
-        return (*casts, self._fast.read(call.leaves, self._tree.edition))
+        asked = answers(self.asks, self.root, call.leaves) if self.asks else None
+        return (*casts, asked, self._fast.read(call.leaves, self.tree.edition))
+
+    def minds_grad(self, ambient: tuple[Any, ...]) -> bool:
+        """Whether calls with and without gradients need graphs of their own."""
+        return bool(self.asks & {"grad", "requires_grad"}) or ambient[-1] is not None
 
     def _trusts(self, variant: Variant, call: Call, shapes: list[torch.Size]) -> bool:
         """torch.export takes symbolic sizes to be at least 2; the first call with 0 or 1 is run both ways."""
@@ -199,34 +268,38 @@ class Program:
             variant.trusted[kind] = trial is not None and trial.equal
         return variant.trusted[kind]
 
-    def _try(self, variant: Variant, call: Call) -> Trial | None:
+    def _try(self, variant: Variant, call: Call, *, gradients: bool = False) -> Trial | None:
         def graph(*args: Any, **kwargs: Any) -> Any:
-            return self.run(variant, self._reader.read(args, kwargs).leaves)
-
-        def original(*args: Any, **kwargs: Any) -> Any:
-            return self.original(self.root, *args, **kwargs)
+            return self.run(variant, self.reader.read(args, kwargs).leaves)
 
         try:
-            with self._tree.unchanged_settings():
-                return run_trial(self.root, original, graph, call.args, call.kwargs)
+            return run_trial(self.root, self.plain, graph, call.args, call.kwargs, gradients=gradients)
         except Exception as error:
             debug(SUMMARY, "trial run failed: %s: %s", type(error).__name__, error)
             return None
 
-    def _note(self, text: str) -> None:
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """The original code, with that of all boundaries below."""
+        with plainly():
+            return self.original(self.root, *args, **kwargs)
+
+    def fail(self, call: Call, error: ItnetError) -> None:
+        """Remember that a call of this kind cannot be captured, and why."""
+        key = (call.signature, self.tree.read(), self.ambient(call))
+        self._refused.add(key)
+        self.note(self._describe(call, error))
+
+    def note(self, text: str) -> None:
+        """Add a line about calls that run the original code."""
         if text not in self.fallbacks:
             self.fallbacks.append(text)
             debug(SUMMARY, "%s", text)
 
     # ---- capturing
 
-    def read(self, *args: Any, **kwargs: Any) -> Call:
-        """A call in normal form. Raises ``TypeError`` for arguments that no signature can hold."""
-        return self._reader.read(args, kwargs)
-
     def has(self, call: Call) -> bool:
         """Whether a variant serves ``call`` in the current mode."""
-        key = (call.signature, self._tree.read(), self._ambient(call))
+        key = (call.signature, self.tree.read(), self.ambient(call))
         shapes = [leaf.shape for leaf in call.leaves]
         return any(variant.capture.guards.fit(shapes) for variant in self._table.get(key, ()))
 
@@ -235,15 +308,18 @@ class Program:
         with self._lock:
             if len(self._table.get(key, ())) >= _MOST_VARIANTS or len(self.variants) >= _MOST_IN_ALL:
                 self._refused.add(key)
-                self._note(f"{call.signature.describe()}: the original code runs: too many graphs would be needed")
+                self.note(f"{self.mode} mode, {call.signature.describe()}: too many graphs would be needed")
                 return None
             self._refuse_meta(call)
             try:
                 return self.add(call, widen=widen)
             except ItnetError as error:
-                mode = "train" if self.root.training else "eval"
-                self._failed[key] = f"{mode} mode, {call.signature.describe()}: the original code runs: {error.reason}"
+                self._failed[key] = error
                 return None
+
+    def _describe(self, call: Call, error: ItnetError) -> str:
+        where = f" [{error.source_line}]" if error.source_line else ""
+        return f"{self.mode} mode, {call.signature.describe()}: {error.reason}{where}"
 
     def _refuse_meta(self, call: Call) -> None:
         """Real inputs for a model without values: the one mistake that the original's own error does not explain."""
@@ -255,113 +331,65 @@ class Program:
                 node=on_meta,
             )
 
-    def _compare(self, variant: Variant, call: Call) -> None:
-        """Hold a new variant against the original on ``call``; refuse it where they differ."""
-        variant.trial = self._try(variant, call)
-        if variant.trial is None:
-            self._refuse(variant, "could not be run")
-        elif not variant.trial.equal:
-            self._refuse(variant, f"differs from the original by {variant.trial.error:.1e}")
-
-    def _refuse(self, variant: Variant, how: str) -> None:
-        variant.refused = f"{variant.label}: the captured graph {how}; the original code runs"
-        self._note(variant.refused)
-
-    def add(self, call: Call, progress: Progress | None = None, *, widen: bool = True) -> Variant:
+    def add(self, call: Call, *, widen: bool = True) -> Variant:
         """Capture, rewrite and register a variant for ``call``.
 
         Raises:
             CaptureError: where the model cannot be captured at this call.
         """
-        with progress or Progress() as shown:
-            state, ambient = self._tree.read(), self._ambient(call)
-            seconds: dict[str, float] = {}
-            start = time.perf_counter()
-            shown.stage("capture")
-            # Only fast paths make a difference between a graph for calls with and without gradients.
-            clone, grad = self.restore(shallow_clone(self.root)), torch.is_grad_enabled() or ambient[-1] is None
-            captured = capture(clone, call, axes=self._axes, widen=widen, grad=grad)
-            self._axes = captured.axes
-            seconds["capture"] = time.perf_counter() - start
-            dump("captured", str(captured.graph))
-            start = time.perf_counter()
-            verifier = Verifier() if self.verified else None
-            journal = detect(captured.graph, verifier=verifier, begin=lambda total: shown.stage("verify", total))
-            seconds["detect and verify"] = time.perf_counter() - start
-            dump("rewritten", str(captured.graph))
-            variant = Variant(self._label(call.signature, grad), call.signature, state, ambient, captured, journal)
-            variant.seconds = seconds
-            apply_plan(variant.integrals, self.plan_rules)
-            self._bind(variant)
-            for note in captured.notes:
-                self._note(note)
-            if captured.refused:
-                self._refuse(variant, captured.refused)
-            elif self.verified and not _is_virtual(self.root, call):
+        with Progress.current() as shown, unrecorded():
+            variant = build(self, call, shown, widen=widen)
+            for note in variant.capture.notes:
+                self.note(note)
+            if variant.capture.refused:
+                self._refuse(variant, variant.capture.refused)
+            elif self.verified and not is_virtual(self.root, call):
                 start = time.perf_counter()
                 shown.stage("compare")
                 self._compare(variant, call)
-                seconds["compare"] = time.perf_counter() - start
-            for stage, took in seconds.items():
-                debug(STAGES, "%s: %.2f s", stage, took)
-            # The trial may have shown that the model writes some of its attributes itself.
-            variant.state = state = self._tree.read()
+                variant.seconds["compare"] = time.perf_counter() - start
             # A replaced part of the tree makes every earlier graph worthless.
-            self.variants = [other for other in self.variants if other.state[0] == state[0]]
+            self.variants = [other for other in self.variants if other.state[0] == variant.state[0]]
             self.variants.append(variant)
-            self._table.setdefault((call.signature, state, ambient), []).append(variant)
+            self._table.setdefault((call.signature, variant.state, variant.ambient), []).append(variant)
             return variant
 
-    def _label(self, signature: Signature, grad: bool) -> str:
-        mode = "train" if self.root.training else "eval"
-        same = [v for v in self.variants if v.label.startswith(mode) and v.grad == grad]
-        mode += "" if grad else " (no grad)"
-        return mode if not same else f"{mode} {len(same) + 1}: {signature.describe()}"
+    def _compare(self, variant: Variant, call: Call) -> None:
+        """Hold a new variant against the original on ``call``; refuse it where they differ."""
+        variant.trial = self._try(variant, call, gradients=True)
+        if variant.trial is None:
+            self._refuse(variant, "could not be run")
+        elif not variant.trial.equal:
+            self._refuse(variant, variant.trial.describe())
 
-    def _bind(self, variant: Variant) -> None:
-        captured = variant.capture
-        variant.generated = generate(captured.graph, captured.output, captured.constants)
-        variant.stores = []
-        for path in variant.generated.paths:
-            spot = self._tree.locate(path)
-            if spot is None:
-                spot = (captured.constants, path)
-            variant.stores.append(spot)
+    def _refuse(self, variant: Variant, how: str) -> None:
+        variant.refused = f"{variant.label}: the captured graph {how}"
+        self.note(variant.refused)
 
     # ---- plans and copies
 
-    def plan(self, rule: PlanRule | None) -> None:
-        """Add a plan rule for present and later variants; None forgets all rules."""
-        rules = [] if rule is None else [*self.plan_rules, rule]
-        if rule is not None and not self.find(rule.pattern):
-            names = ", ".join(integral.name for integral in self.current.integrals[:5])
-            raise LoweringError(f"no integral is called {rule.pattern!r}", remedy=f"the names are {names} …")
+    def plan(self, rules: list[PlanRule]) -> None:
+        """Run present and later variants by these rules.
+
+        Raises:
+            LoweringError: where an integral does not support what a rule asks for.
+        """
         for variant in self.variants:
             apply_plan(variant.integrals, rules)
-            self._bind(variant)
+            bind(self, variant)
         self.plan_rules = rules
-
-    def find(self, pattern: str) -> list[Integral]:
-        """Integrals of the current variant whose name matches a glob."""
-        return [i for i in self.current.integrals if fnmatch.fnmatchcase(i.name, pattern)]
 
     def bound_to(self, root: nn.Module) -> Program:
         """The same program for a copy of the module tree."""
-        twin = Program(root, self.original, self._signature, self.restore, dynamic=self.dynamic, verify=self.verified)
-        twin._tree.ignore_as(self._tree)
+        twin = Program(root, self.original, self._signature, self.face, self.policy, self.path)
         twin.plan_rules, twin.fallbacks = list(self.plan_rules), list(self.fallbacks)
-        state = self._tree.read()
+        twin.axes, twin.asks, twin.comparison_of_parts = self.axes, self.asks, self.comparison_of_parts
+        state = self.tree.read()
         for variant in self.variants:
             other = variant.copy()
-            other.state = (twin._tree.edition, *variant.state[1:])
-            twin._bind(other)
+            other.state = (twin.tree.edition, *variant.state[1:])
+            bind(twin, other)
             twin.variants.append(other)
             if variant.state[0] == state[0]:
                 twin._table.setdefault((other.signature, other.state, other.ambient), []).append(other)
         return twin
-
-
-def _is_virtual(root: nn.Module, call: Call) -> bool:
-    """Whether there is nothing to run on: meta or fake tensors."""
-    tensors = [*root.parameters(), *root.buffers(), *call.leaves]
-    return any(tensor.is_meta for tensor in tensors) or detect_fake_mode(tensors) is not None

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import dataclasses
 from operator import attrgetter
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 __all__ = ["TreeState"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PLAIN = frozenset({bool, int, float, str, type(None)})
-_kind = attrgetter("dtype", "device")
+_PLAIN = frozenset({bool, int, float, str, type(None), type, FunctionType, BuiltinFunctionType})
+# Names of classes whose objects hold the settings of a model.
+_NO_SETTINGS = frozenset({"training", "_is_full_backward_hook"})
+_CONFIG = ("Config", "Configuration", "Args", "Arguments", "Options", "Settings", "Namespace")
+_kind = attrgetter("dtype", "device", "__class__")
+_GLOBAL_HOOKS = [vars(torch_module)[f"_global{kind}"] for kind in _HOOKS]
 
 
 class TreeState:
-    """Mode, plain attributes, dtypes, devices and identity of the parts of a module tree.
+    """Mode, settings, dtypes, devices and identity of the parts of a module tree.
 
     The dictionaries of the modules are looked into directly: going through ``nn.Module.__getattr__`` would cost more
     than a small layer. A part that was replaced since the last reading makes the tree be walked again.
@@ -26,7 +31,6 @@ class TreeState:
     def __init__(self, root: nn.Module) -> None:
         self._root = root
         self.edition = 0
-        self._volatile: set[tuple[int, str]] = set()
         self._walk()
 
     def _walk(self) -> None:
@@ -39,38 +43,28 @@ class TreeState:
         self._present: list[tuple[dict[str, Any], str]] = [
             (store, name) for store in stores for name, value in store.items() if value is not None
         ]
+        # Tensors in plain attributes too: a graph looks them up as it does parameters.
+        self._present += [(d, name) for d in self._dicts for name, value in d.items() if isinstance(value, Tensor)]
         self._absent = [(store, name) for store in stores for name, value in store.items() if value is None]
         self._find_settings()
         self._hooks = [module.__dict__[kind] for module in modules[1:] for kind in _HOOKS]
 
     def _find_settings(self) -> None:
-        """Attributes that are plain values (a dropout rate, a scale): a graph holds what they were at capture."""
+        """Attributes that are plain values (a dropout rate, a scale): a graph holds what they were at capture.
+
+        Those of configuration objects that the modules hold are among them.
+        """
+        held = {id(value): value for state in self._dicts for value in state.values() if _is_config(value)}
+        registries = ("_modules", "_parameters", "_buffers")
+        self._sized = [*self._dicts, *(state[registry] for state in self._dicts for registry in registries)]
+        self._sizes = [*map(len, self._sized)]
         self._settings = [
             (state, name)
-            for state in self._dicts
+            for state in [*self._dicts, *(value.__dict__ for value in held.values())]
             for name, value in state.items()
-            if type(value) in _PLAIN and name != "training" and (id(state), name) not in self._volatile
+            if type(value) in _PLAIN and name not in _NO_SETTINGS
         ]
-
-    def ignore_as(self, other: TreeState) -> None:
-        """Ignore the attributes that ``other``, the state of an equal tree, has found to be written by the model."""
-        for mine, theirs in zip(self._dicts, other._dicts, strict=True):
-            self._volatile |= {(id(mine), name) for name in theirs if (id(theirs), name) in other._volatile}
-        self._find_settings()
-
-    @contextlib.contextmanager
-    def unchanged_settings(self) -> Iterator[None]:
-        """Put plain attributes back that the block changes and ignore them from now on: the model writes them."""
-        before = [(state, name, state[name]) for state, name in self._settings]
-        try:
-            yield
-        finally:
-            changed = [(state, name, value) for state, name, value in before if state.get(name, self) is not value]
-            for state, name, value in changed:
-                self._volatile.add((id(state), name))
-                state[name] = value
-            if changed:
-                self._find_settings()
+        self._kinds_of_settings = [type(state[name]) for state, name in self._settings]
 
     def read(self) -> tuple[Any, ...]:
         """What a graph's validity depends on: equal results mean that the same graph applies."""
@@ -81,8 +75,10 @@ class TreeState:
                 if same and not any([store[name] is not None for store, name in self._absent]):  # noqa: C419
                     kinds = [_kind(store[name]) for store, name in self._present]
                     settings = [store[name] for store, name in self._settings]
+                    same = [*map(type, settings)] == self._kinds_of_settings and [*map(len, self._sized)] == self._sizes
                     modes = [state["training"] for state in self._dicts]
-                    return (self.edition, tuple(modes), tuple(kinds), tuple(settings))
+                    if same:
+                        return (self.edition, tuple(modes), tuple(kinds), tuple(settings))
             except (KeyError, AttributeError):
                 pass
             self.edition += 1
@@ -102,17 +98,20 @@ class TreeState:
         for module, mode in zip(self._dicts, modes, strict=True):
             if module["training"] != mode:
                 return False
-        for (tensors, name), (dtype, device) in zip(self._present, kinds, strict=True):
-            if tensors[name].dtype != dtype or tensors[name].device != device:
+        for (tensors, name), (dtype, device, kind) in zip(self._present, kinds, strict=True):
+            tensor = tensors[name]
+            if tensor.dtype != dtype or tensor.device != device or type(tensor) is not kind:
                 return False
         for (attributes, name), value in zip(self._settings, settings, strict=True):
             if attributes[name] != value:
                 return False
         return True
 
-    def hooked(self) -> bool:
-        """Whether a module below the root has forward or backward hooks."""
-        return any(self._hooks)
+    def hooked(self) -> str:
+        """Which hooks there are that a graph would not run; empty where there are none."""
+        if any(self._hooks):
+            return "modules below have hooks"
+        return "global module hooks are set" if any(_GLOBAL_HOOKS) else ""
 
     def locate(self, path: str) -> tuple[dict[str, Any], str] | None:
         """Dictionary and key that hold the tensor at ``path``, or None where the tree has no such tensor."""
@@ -125,3 +124,10 @@ class TreeState:
             if isinstance(store.get(name), Tensor):
                 return store, name
         return None
+
+
+def _is_config(value: Any) -> bool:
+    kind = type(value)
+    if isinstance(value, (Tensor, nn.Module, type)) or not hasattr(value, "__dict__"):
+        return False
+    return kind.__name__.endswith(_CONFIG) or dataclasses.is_dataclass(kind)

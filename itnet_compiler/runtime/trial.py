@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..capture.belongings import Belongings
+from ..capture.losses import foreign_randomness_kept
 from ..passes.verify import relative_error
 
-__all__ = ["Trial", "run_trial"]
+__all__ = ["Trial", "copied", "run_trial", "unrecorded", "untouched"]
 
 # Relative L2 between two correct evaluations in different order; beyond it the functions differ.
 _BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+# Bytes of parameters up to which gradients are compared too: two sets of them are held.
+_GRADIENTS = 64 * 2**20
+# Elements of a parameter up to which it is put back should a forward write it (as data-dependent initialisation does).
+_SMALL = 65_536
 
 
 @dataclass(frozen=True)
@@ -25,21 +32,40 @@ class Trial:
 
     Attributes:
         error: Relative L2 difference of outputs and of the buffers written, worst first; 0.0 where bit-equal.
-        equal: Whether the difference is within rounding, or within the original's own difference between two runs.
+        equal: Whether all differences are within rounding, or within the original's own between two runs.
         own_error: The original against itself with the same seed; 0.0 unless it is not deterministic.
+        gradient_error: Relative L2 difference of all gradients as one vector; None where not compared.
+        gradient_note: Why gradients were not compared.
+        written: Attributes that the original writes when it is run, though not when it is traced.
     """
 
     error: float
     equal: bool
     own_error: float = 0.0
+    gradient_error: float | None = None
+    gradient_note: str = ""
+    written: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One sentence for the report."""
+        if self.written:
+            return f"does not write {self.written[0]}, as the original does when it is not being traced"
+        if not self.equal and self.gradient_error is not None and self.error == 0:
+            return f"has gradients that differ from the original's by {self.gradient_error:.1e}"
+        if not self.equal:
+            return (
+                f"differs from the original by {self.error:.1e}, which is deterministic: "
+                "it seems to take another branch while it is traced"
+            )
         if self.own_error:
             return (
                 f"the original differs from itself by {self.own_error:.1e} (same seed); the graph by {self.error:.1e}"
             )
-        return "outputs bit-equal to the original's" if self.error == 0 else f"outputs within {self.error:.1e}"
+        text = "outputs bit-equal to the original's" if self.error == 0 else f"outputs within {self.error:.1e}"
+        if self.gradient_error is not None:
+            same = "bit-equal" if self.gradient_error == 0 else f"within {self.gradient_error:.1e}"
+            text += f", gradients {same}"
+        return f"{text}; gradients not compared: {self.gradient_note}" if self.gradient_note else text
 
 
 def run_trial(
@@ -48,64 +74,188 @@ def run_trial(
     graph: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    gradients: bool = False,
 ) -> Trial:
-    """Compare ``original(*args, **kwargs)`` with ``graph(...)`` under one seed; buffers and generators are restored."""
-    expected = _observe(root, original, args, kwargs)
-    value = _observe(root, graph, args, kwargs)
-    bound = max((_BOUNDS.get(leaf.dtype, 0.0) for leaf in expected if isinstance(leaf, Tensor)), default=0.0)
+    """Compare ``original(*args, **kwargs)`` with ``graph(...)`` under one seed, and put everything back.
+
+    Args:
+        root: The module whose buffers, small parameters and attributes are put back.
+        original: The code to compare with.
+        graph: What is to be compared.
+        args: Positional arguments; copies of their tensors are given to both.
+        kwargs: Keyword arguments, likewise.
+        gradients: Whether gradients are compared too, where that is affordable and gradients are enabled.
+    """
+    wanted = _Gradients(root) if gradients and torch.is_grad_enabled() else None
+    expected, slopes, attributes = _observe(root, original, args, kwargs, wanted)
+    value, found, written_by_graph = _observe(root, graph, args, kwargs, wanted)
+    written = tuple(name for name in attributes if name not in written_by_graph)
+    leaves = [leaf for leaf in expected if isinstance(leaf, Tensor)]
+    bound = max((_BOUNDS.get(leaf.dtype, 0.0) for leaf in leaves), default=0.0)
     error = relative_error(value, expected)
-    if error <= bound:
-        return Trial(error, True)
-    own = relative_error(_observe(root, original, args, kwargs), expected)
-    return Trial(error, own > bound, own)
+    note = wanted.note if wanted is not None else ""
+    slope = _slope_error(found, slopes) if slopes is not None and found is not None else None
+    if error <= bound and (slope is None or slope <= bound):
+        return Trial(error, not written, 0.0, slope, note, written)
+    again, slopes_again, _ = _observe(root, original, args, kwargs, wanted)
+    own = relative_error(again, expected)
+    if slope is not None and slopes is not None and slopes_again is not None:
+        own = max(own, _slope_error(slopes_again, slopes))
+    return Trial(error, own > bound, own, slope, note, written)
 
 
-def _observe(root: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Output leaves and the buffers that the call wrote."""
+class _Gradients:
+    """The tensors with respect to which gradients are compared; none, with a note, where that costs too much."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self.parameters = [p for p in root.parameters() if p.requires_grad]
+        size = sum(p.numel() * p.element_size() for p in self.parameters)
+        self.note = ""
+        if size > _GRADIENTS:
+            self.note = f"{size / 2**20:.0f} MB of parameters (limit {_GRADIENTS // 2**20})"
+        elif any(p._backward_hooks for p in self.parameters):
+            self.note = "parameters have hooks"
+
+    def of(self, result: list[Any], inputs: list[Tensor]) -> list[Tensor | None] | None:
+        """Gradients of a fixed combination of all outputs; None where there is nothing to differentiate."""
+        outputs = [t for t in result if isinstance(t, Tensor) and t.requires_grad and t.numel()]
+        sources = [*self.parameters, *inputs]
+        if self.note or not outputs or not sources:
+            return None
+        # Weights that differ between elements, so that a sum that is constant (softmax) has a slope.
+        weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).to(t).view(t.shape) for t in outputs]
+        return list(torch.autograd.grad(outputs, sources, weights, allow_unused=True))
+
+
+def _slope_error(value: list[Tensor | None], expected: list[Tensor | None]) -> float:
+    """Relative L2 difference of all gradients as one vector; infinite where one has a gradient that the other lacks."""
+    difference = norm = 0.0
+    for a, b in zip(value, expected, strict=True):
+        if (a is None) != (b is None):
+            return float("inf")
+        if a is not None and b is not None and not torch.equal(a, b):
+            both = torch.isnan(a) & torch.isnan(b)
+            difference += float((a - b).masked_fill(both, 0).abs().square().sum())
+        if b is not None:
+            norm += float(b.nan_to_num().abs().square().sum())
+    return (difference**0.5) / max(norm**0.5, 1e-30) if difference else 0.0
+
+
+def _observe(
+    root: nn.Module,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    gradients: _Gradients | None,
+) -> tuple[list[Any], list[Tensor | None] | None, list[str]]:
+    """Output leaves with the inputs and buffers that the call wrote; gradients; names of the attributes it wrote."""
+    (args, kwargs), copies, inputs = copied((args, kwargs))
+    with untouched(root) as changes, _same_seed(), foreign_randomness_kept():
+        result = pytree.tree_leaves(function(*args, **kwargs))
+        slopes = None if gradients is None else gradients.of(result, inputs)
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in result]
+        mutated = [t.detach() for t in copies if not t.is_inference() and t._version]
+        return (
+            [*leaves, *mutated, *(buffer.detach().clone() for buffer in changes.tensors())],
+            slopes,
+            changes.attributes(),
+        )
+
+
+def copied(arguments: Any) -> tuple[Any, list[Tensor], list[Tensor]]:
+    """Arguments that share nothing with those given, the tensors in them, and the leaves that require gradients."""
     copies: dict[int, Tensor] = {}
+    inputs: list[Tensor] = []
 
     def own(value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return value
+            try:
+                return value if isinstance(value, nn.Module) else copy.deepcopy(value)
+            except Exception:  # an object that cannot be copied
+                return value
         if id(value) not in copies:  # one tensor given twice stays one
-            copies[id(value)] = value.detach().clone().requires_grad_(value.requires_grad)
+            twin = value.detach().clone().requires_grad_(value.requires_grad)
+            if twin.requires_grad:
+                inputs.append(twin)
+            # What was computed may be written in place, which a leaf must not.
+            copies[id(value)] = twin if value.is_leaf else twin.clone()
         return copies[id(value)]
 
-    args, kwargs = pytree.tree_map(own, (args, kwargs))
-    with _restored(root) as written, _same_seed():
-        result = function(*args, **kwargs)
-        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(result)]
-        return [*leaves, *(buffer.clone() for buffer in written())]
+    return pytree.tree_map(own, arguments), list(copies.values()), inputs
+
+
+class _Changes:
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+        self._belongings = Belongings(root)
+        small = [(name, p) for name, p in root.named_parameters() if p.numel() <= _SMALL]
+        hidden = [
+            (f"hidden {i}", t) for i, m in enumerate(self._belongings.hidden) for t in (*m.buffers(), *m.parameters())
+        ]
+        named = [*root.named_buffers(remove_duplicate=False), *small, *hidden]
+        # By value: batch norm writes its statistics without bumping the version counter of the buffer.
+        self._before = [(name, tensor, tensor.detach().clone()) for name, tensor in named]
+
+    def attributes(self) -> list[str]:
+        """Names of the attributes that were written."""
+        return self._belongings.changed()
+
+    def _changed(self) -> list[tuple[Tensor, Tensor]]:
+        return [(tensor, value) for _, tensor, value in self._before if not _identical(tensor, value)]
+
+    def tensors(self) -> list[Tensor]:
+        """Buffers and small parameters that were written, or replaced by others."""
+        now = dict([*self._root.named_buffers(remove_duplicate=False), *self._root.named_parameters()])
+        changed = [name for name, tensor, value in self._before if _differs(now.get(name, tensor), tensor, value)]
+        return [now[name] for name in changed if name in now]
+
+    def undo(self) -> None:
+        """Put everything back."""
+        self._belongings.restore()
+        with torch.no_grad():
+            for tensor, value in self._changed():
+                tensor.copy_(value)
+
+
+def _identical(tensor: Tensor, value: Tensor) -> bool:
+    if tensor.is_meta or torch.equal(tensor, value):
+        return True
+    return tensor.dtype.is_floating_point and torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=True)
+
+
+def _differs(now: Tensor | None, tensor: Tensor, value: Tensor) -> bool:
+    return now is not tensor or not _identical(tensor, value)
 
 
 @contextlib.contextmanager
-def _restored(root: nn.Module) -> Iterator[Callable[[], list[Tensor]]]:
-    """Put every buffer back that was written in the block; yields a function that lists them."""
-    # By value: batch norm writes its statistics without bumping the version counter of the buffer.
-    before = {name: (b, b.detach().clone()) for name, b in root.named_buffers(remove_duplicate=False)}
-
-    def changed() -> list[str]:
-        now = dict(root.named_buffers(remove_duplicate=False))
-        return [name for name, (b, value) in before.items() if now.get(name) is not b or not torch.equal(b, value)]
-
-    def written() -> list[Tensor]:
-        now, names = dict(root.named_buffers(remove_duplicate=False)), changed()
-        return [now[name] for name in names if name in now]
-
+def untouched(root: nn.Module) -> Iterator[_Changes]:
+    """Put buffers, small parameters and attributes of a tree back at the end of the block; yields what changed."""
+    changes = _Changes(root)
     try:
-        yield written
+        yield changes
     finally:
-        with torch.no_grad():
-            for name in changed():
-                buffer, value = before[name]
-                buffer.copy_(value)
-                owner, _, key = name.rpartition(".")
-                root.get_submodule(owner)._buffers[key] = buffer
+        changes.undo()
 
 
 @contextlib.contextmanager
 def _same_seed() -> Iterator[None]:
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with _forked():
         torch.manual_seed(0)
         yield
+
+
+def _forked() -> contextlib.AbstractContextManager[None]:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    return torch.random.fork_rng(devices=devices)
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Within the block no random generator moves for good, and the caller's hooks on saved tensors see nothing."""
+    with _forked(), foreign_randomness_kept(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+        yield
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor

@@ -54,6 +54,11 @@ class Variant:
         return self.ambient[-1]
 
     @property
+    def mode(self) -> str:
+        """``train`` or ``eval``, that of the boundary itself."""
+        return self.label.split()[0].removesuffix(":")
+
+    @property
     def grad(self) -> bool:
         """Whether it was captured with gradients enabled. Without, it holds operators that have no derivative."""
         return self.capture.grad

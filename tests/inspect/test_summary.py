@@ -183,7 +183,7 @@ def test_fallbacks_are_shown() -> None:
 def test_nothing_captured_is_no_error() -> None:
     model = unified(Encoder(), torch.randn(2, 7, 16))
     program_of(model).variants.clear()
-    assert str(model) == "Encoder: nothing captured yet; it happens at the first call"
+    assert str(model) == "Encoder: nothing captured; it happens at the first call"
 
 
 @pytest.mark.parametrize("depth", [None, 0, 1, 2])

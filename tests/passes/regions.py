@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from itnet_compiler.capture.leaves import leaves_installed, restore_leaf
+from itnet_compiler.capture.regions import inline_regions
 from itnet_compiler.lowering.base import find_lowering
 from itnet_compiler.passes.match import Proposal, Refusal, Rule, op_name
 from itnet_compiler.passes.verify import Verifier
@@ -28,6 +29,7 @@ def captured(module: nn.Module, *inputs: Any, dynamic: bool = True, **keywords: 
             module, inputs, keywords, strict=False, dynamic_shapes=free if dynamic and not keywords else None
         )
     graph_module = program.module()
+    inline_regions(graph_module)
     for node in graph_module.graph.nodes:
         restore_leaf(node)
     graph_module.recompile()

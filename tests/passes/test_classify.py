@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import Graph, GraphModule
 
+from itnet_compiler.capture.regions import inline_regions
 from itnet_compiler.passes.axes import AxisRole, roles_of
 from itnet_compiler.passes.classify import Category, Classification, classify, coverage
 from itnet_compiler.passes.engine import detect
@@ -176,7 +177,7 @@ def test_a_buffer_that_activations_are_written_into_is_one():
     assert last(captured(Model(nn.Linear(6, 4), fill), TOKENS, dynamic=False), "cumsum").category is U
 
 
-def test_wrapped_bodies_are_looked_into():
+def test_regions_without_gradients_are_looked_into():
     def wrapped(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             easy = x.cos().mT
@@ -184,16 +185,9 @@ def test_wrapped_bodies_are_looked_into():
             hard = x.cumsum(1)
         return easy, hard + 1
 
-    module = of_tokens(wrapped)
-    found = [item for node, item in classify(module.graph).items() if "set_grad" in operator_name(node)]
-    assert [item.category for item in found] == [R, U]
-    assert found[1].reason == "inside wrap_with_set_grad_enabled: cumsum over a position axis"
-    alone = classify(alone_of(module))
-    assert {item.reason for node, item in alone.items() if "set_grad" in operator_name(node)} == {
-        "the body of wrap_with_set_grad_enabled is not at hand"
-    }
-    given = classify(alone_of(module), bodies_of(module))
-    assert [item.category for node, item in given.items() if "set_grad" in operator_name(node)] == [R, U]
+    found = {operator_name(node): entry for node, entry in classify(of_tokens(wrapped).graph).items()}
+    assert [found[name].category for name in ("cos", "mT", "cumsum")] == [P, R, U]
+    assert found["cumsum"].reason == "cumsum over a position axis"
 
 
 def alone_of(module: GraphModule) -> Graph:
@@ -203,10 +197,6 @@ def alone_of(module: GraphModule) -> Graph:
         copies[node] = graph.node_copy(node, lambda old: copies[old])
         copies[node].meta = dict(node.meta)
     return graph
-
-
-def bodies_of(module: GraphModule) -> dict[str, GraphModule]:
-    return {name: child for name, child in module.named_children() if isinstance(child, GraphModule)}
 
 
 def test_coverage():
@@ -236,7 +226,9 @@ def export(name: str) -> GraphModule:
         role: dict.fromkeys(range(value.dim()), Dim.AUTO) if isinstance(value, Tensor) else None
         for role, value in given.items()
     }
-    return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes).module()
+    module = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes).module()
+    inline_regions(module)
+    return module
 
 
 @pytest.mark.foreign
@@ -248,7 +240,7 @@ def test_foreign_networks(name: str) -> None:
     module = export(name)
     graph = alone_of(module)
     detect(graph, verifier=None)
-    classes = classify(graph, bodies_of(module))
+    classes = classify(graph)
     assert list(classes) == list(graph.nodes)
     assert {node.name: found.reason for node, found in classes.items() if found.category is U and found.mixing} == {}
     assert coverage(classes) == 1.0

@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import re
 import weakref
 
 import pytest
@@ -177,6 +178,87 @@ def test_blocks_without_gradients_stay_so():
     assert torch.equal(model(x), unified(x))
     model(x).sum().backward(), unified(x).sum().backward()
     assert unified.a.weight.grad is None and torch.equal(model.b.weight.grad, unified.b.weight.grad)
+
+
+class Regions(nn.Module):
+    """Blocks of several modes, next to and within each other; fails on odd batches, in the innermost of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            a = self.linear(x)
+            with torch.no_grad():
+                b = self.linear(a).relu()
+                with torch.enable_grad():
+                    c = b.view(-1, 2, 3) * a.view(-1, 2, 3)
+            d = self.linear(c)
+        return d.float() + self.linear(x).view(-1, 2, 3)
+
+
+REGIONS = """
+    with torch.autocast('cpu', torch.bfloat16, True, None):
+        v = linear()
+        with torch.set_grad_enabled(False):
+            v = linear()
+            v = relu()
+            with torch.set_grad_enabled(True):
+                v = view()
+                v = view()
+                v = mul()
+        v = linear()
+    v = to()
+    v = linear()
+    v = view()
+    v = add()
+    return v
+"""
+
+
+def test_neighbours_of_one_mode_share_a_block():
+    source = generated(Regions(), torch.randn(4, 3)).source
+    plain = re.sub(r"; .* = None|_metadata", "", source.partition("\n")[2])
+    plain = re.sub(r"(\w+)\(v_.*\)", r"\1()", re.sub(r"v_\w+ =", "v =", plain))
+    assert re.sub(r"return v_\w+", "return v", plain) == REGIONS[1:]
+
+
+def test_without_blocks_there_are_none():
+    assert "with " not in generated(nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.ReLU()), torch.randn(2, 3)).source
+
+
+def test_an_error_within_a_block_does_not_leak_its_mode():
+    code, weights = generated(Regions(), torch.randn(4, 3)), Regions().linear.state_dict()
+    tensors = [weights[path.removeprefix("linear.")] for path in code.paths]
+    code.function(*tensors, torch.randn(6, 3))
+    with pytest.raises(RuntimeError):
+        code.function(*tensors, torch.randn(5, 3))
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+def test_values_are_dropped_within_blocks_too():
+    class Chain(nn.Module):
+        def forward(self, x):
+            with torch.no_grad():
+                y = (x * 2 + 1).exp()
+            return y.sum() + y
+
+    lines = [line.strip() for line in generated(Chain(), torch.randn(3, 3)).source.splitlines()]
+    dead = [re.sub(r"_\d+", "", line.split("; ")[1]) for line in lines if "; " in line]
+    assert dead == ["v_mul = None", "v_add = None", "v_exp = v_sum = None"], lines
+
+
+def test_blocks_compile_without_a_break():
+    torch.manual_seed(0)
+    model, x = Regions(), torch.randn(4, 3)
+    code = generated(model, x)
+    tensors = [model.get_parameter(path) for path in code.paths]
+    compiled = torch.compile(code.function, backend="eager", fullgraph=True)
+    for ambient in (torch.enable_grad, torch.no_grad):
+        with ambient():
+            result, expected = compiled(*tensors, x), model(x)
+        assert torch.equal(result, expected) and result.requires_grad == expected.requires_grad
 
 
 def test_unknown_operators_are_called_as_they_are():

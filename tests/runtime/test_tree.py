@@ -63,17 +63,24 @@ def test_tensors_are_located_in_their_registries():
     assert tree.locate("nowhere.at.all") is None and tree.locate("0.missing") is None
 
 
-def test_plain_attributes_are_seen_unless_the_model_writes_them():
+def test_settings_are_seen():
+    class Config:
+        def __init__(self):
+            self.kernel = "sdpa"
+
     net = nn.Sequential(nn.Dropout(0.5), nn.Identity())
-    net[1].calls, net[1].name = 0, "x"
+    net[1].config, net[1].cache = Config(), None
     tree = TreeState(net)
-    first = tree.read()
-    with tree.unchanged_settings():
-        net[1].calls += 1
-    assert net[1].calls == 0
-    second = tree.read()
-    net[1].calls = 7
-    assert tree.read() == second
+    seen = [tree.read()]
     net[0].p = 0.25
-    assert tree.read() != second != first
-    assert not tree.matches(second) and tree.matches(tree.read())
+    seen.append(tree.read())
+    net[1].config.kernel = "eager"
+    seen.append(tree.read())
+    net[1].cache = torch.zeros(2)
+    seen.append(tree.read())
+    net[1].activation = torch.relu
+    seen.append(tree.read())
+    net[1].activation = torch.tanh
+    seen.append(tree.read())
+    assert len(set(seen)) == len(seen)
+    assert not tree.matches(seen[-2]) and tree.matches(seen[-1])

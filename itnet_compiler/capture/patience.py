@@ -1,0 +1,41 @@
+"""A time limit for tracing with symbolic sizes. Padded and shifted windows (Swin) make the algebra of sizes explode."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+__all__ = ["PATIENCE", "OutOfTime", "limited"]
+
+# Seconds of tracing with all sizes symbolic.
+PATIENCE = 20.0
+
+
+class OutOfTime(BaseException):
+    """Tracing took too long. No ``Exception``, since tracing catches those in places."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Raise ``OutOfTime`` in the block once ``seconds`` have passed and a further question about sizes comes up."""
+    if seconds is None:
+        yield
+        return
+    thread, deadline = threading.get_ident(), time.monotonic() + seconds
+    original = ShapeEnv.evaluate_expr
+
+    def evaluate(self: ShapeEnv, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread and time.monotonic() > deadline:
+            raise OutOfTime
+        return original(self, *args, **kwargs)
+
+    ShapeEnv.evaluate_expr = evaluate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ShapeEnv.evaluate_expr = original  # type: ignore[method-assign]

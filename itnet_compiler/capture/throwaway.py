@@ -1,0 +1,83 @@
+"""The clone of a module that is traced and thrown away."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Any
+
+from torch import nn
+
+from ..errors import CaptureError
+from .belongings import Belongings
+from .clone import shallow_clone
+from .signature import Call
+
+__all__ = ["StateWritten", "throwaway_clone", "watch_belongings"]
+
+
+class StateWritten(CaptureError):
+    """A forward writes attributes. Often it does so in its first call only (a cache of positions)."""
+
+
+def throwaway_clone(model: nn.Module, call: Call) -> nn.Module:
+    """A clone of ``model`` to be traced at ``call``."""
+    clone = shallow_clone(model)
+    for hooks in (clone._forward_hooks, clone._forward_pre_hooks):
+        hooks.clear()  # those of the root run around the graph
+    _name_extra_arguments(clone, call)
+    _bypass_own_call(clone)
+    return clone
+
+
+def _name_extra_arguments(clone: nn.Module, call: Call) -> None:
+    """Give tensors passed through ``**kwargs`` parameters of their own, or torch.export cannot make them symbolic."""
+    original = type(clone)
+    signature = inspect.signature(original.forward)
+    known = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    extra = [name for name in call.kwargs if name not in {p.name for p in known}]
+    if not extra or "forward" in clone.__dict__:
+        return
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return original.forward(self, *args, **kwargs)
+
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+    forward.__signature__ = signature.replace(parameters=[*known, *named])  # type: ignore[attr-defined]
+    clone.__class__ = types.new_class(
+        original.__name__, (original,), exec_body=lambda body: body.update(forward=forward)
+    )
+
+
+def _bypass_own_call(clone: nn.Module) -> None:
+    """A class may override ``__call__``; what it does there happens around the graph as around ``forward``."""
+    original = type(clone)
+    if original.__call__ is not nn.Module.__call__:
+        call = {"__call__": nn.Module.__call__}
+        clone_class = types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(call))
+        object.__setattr__(clone, "__class__", clone_class)
+
+
+def watch_belongings(clone: nn.Module) -> None:
+    """Make the forward of a throw-away clone raise ``StateWritten`` if it writes attributes; its class stays."""
+    inner = clone.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        held = Belongings(clone, {"its argument": (args, kwargs)})
+        result = inner(*args, **kwargs)
+        changed = held.changed()
+        held.restore()
+        if not changed and held.holds(result):
+            raise CaptureError("forward returns a list or dict that it was given; a graph would return another one")
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise StateWritten(
+                f"forward writes {changed[0]}{more}, which a captured graph would not do",
+                remedy="return it, or keep a tensor that is written in place as a buffer",
+                node=changed[0].rpartition(".")[0] or None,
+            )
+        return result
+
+    # A hook would do too, but shut the fast path of an encoder layer.
+    forward.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]
+    clone.__dict__["forward"] = forward

@@ -1,0 +1,98 @@
+"""From a call to a variant that can be run: capture, detection, verification, code."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch._guards import detect_fake_mode
+
+from ..capture.clone import shallow_clone
+from ..capture.export import capture
+from ..capture.signature import Call
+from ..errors import CaptureError, ItnetError
+from ..lowering.planner import apply_plan
+from ..passes.engine import detect
+from ..passes.verify import Verifier
+from ..progress import Progress
+from ..settings import STAGES, debug, dump
+from .codegen import generate
+from .variant import Variant
+
+if TYPE_CHECKING:
+    from .program import Program
+
+__all__ = ["bind", "build", "is_virtual"]
+
+
+def build(program: Program, call: Call, shown: Progress, *, widen: bool) -> Variant:
+    """Capture ``program.root`` at ``call`` and make a variant of it, not yet compared with the original.
+
+    Raises:
+        CaptureError: where it cannot be captured.
+    """
+    try:
+        return _build(program, call, shown, widen)
+    except ItnetError:
+        raise
+    except Exception as error:
+        # A fault of ours must not cost the user the model.
+        raise CaptureError(f"the capture failed: {type(error).__name__}: {error}") from error
+
+
+def _build(program: Program, call: Call, shown: Progress, widen: bool) -> Variant:
+    root, policy = program.root, program.policy
+    state, ambient = program.tree.read(), program.ambient(call)
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    shown.stage("capture" if not program.path else f"capture {program.path}")
+    axes = "first" if program.axes == "all" and program.original in policy.slow else program.axes
+    clone = program.face.restore(shallow_clone(root))
+    # Only fast paths, and a forward that asks, make a difference between graphs for calls with and without gradients.
+    grad = torch.is_grad_enabled() or not program.minds_grad(ambient)
+    captured = capture(clone, call, axes=axes, widen=widen, grad=grad, prefix=program.path)
+    if not captured.asks <= program.asks:
+        program.asks |= captured.asks
+        return _build(program, call, shown, widen)
+    if captured.axes != axes:
+        policy.slow.add(program.original)
+    program.axes = captured.axes
+    seconds["capture"] = time.perf_counter() - start
+    dump("captured", str(captured.graph))
+    start = time.perf_counter()
+    verifier = Verifier() if policy.verify else None
+    journal = detect(captured.graph, verifier=verifier, begin=lambda total: shown.stage("verify", total))
+    seconds["detect and verify"] = time.perf_counter() - start
+    dump("rewritten", str(captured.graph))
+    variant = Variant(_label(program, call, grad), call.signature, state, ambient, captured, journal)
+    variant.seconds = seconds
+    apply_plan(variant.integrals, program.plan_rules)
+    bind(program, variant)
+    for stage, took in seconds.items():
+        debug(STAGES, "%s: %.2f s", stage, took)
+    return variant
+
+
+def bind(program: Program, variant: Variant) -> None:
+    """Generate the code of a variant, with the current plan, and find the tensors that it takes."""
+    captured = variant.capture
+    variant.generated = generate(captured.graph, captured.output, captured.constants)
+    variant.stores = []
+    for path in variant.generated.paths:
+        spot = program.tree.locate(path.removeprefix(f"{program.path}."))
+        variant.stores.append((captured.constants, path) if spot is None else spot)
+
+
+def is_virtual(root: nn.Module, call: Call) -> bool:
+    """Whether there is nothing to run on: meta or fake tensors."""
+    tensors = [*root.parameters(), *root.buffers(), *call.leaves]
+    return any(tensor.is_meta for tensor in tensors) or detect_fake_mode(tensors) is not None
+
+
+def _label(program: Program, call: Call, grad: bool) -> str:
+    mode = program.mode
+    same = [v for v in program.variants if v.mode == mode and v.grad == grad]
+    mode += "" if grad else " (no grad)"
+    return mode if not same else f"{mode} {len(same) + 1}: {call.signature.describe()}"
