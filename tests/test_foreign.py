@@ -7,14 +7,17 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from tests import foreign
+from tests.foreign import hard
 
 
 def test_groups():
-    assert len(foreign.names()) >= 20
+    assert len(foreign.names()) >= 60
+    assert set(foreign.names()) > foreign.THOROUGH
     assert {foreign.group_of(name) for name in foreign.names()} == set(foreign.GROUPS)
     assert "resnet50" in foreign.names("torchvision")
     with pytest.raises(ValueError, match="no group"):
         foreign.names("keras")
+    assert not set(hard.names()) & set(foreign.names())
 
 
 @pytest.mark.foreign

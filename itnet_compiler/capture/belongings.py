@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .hooks import HOOKS, is_idle
+
 __all__ = ["Belongings"]
 
 # Plain objects are followed this far from the module that holds them.
@@ -18,7 +20,9 @@ _DEPTH = 4
 _MOST_OBJECTS = 20_000
 
 # What torch itself keeps on a module and changes as it likes. Registered parts are compared one by one.
-_TORCH = frozenset(vars(nn.Module())) | {"_flat_weights", "_flat_weight_refs", "_itnet_program"}
+# And where transformers notes that it has left idle hooks.
+_NOTES = {"_flat_weights", "_flat_weight_refs", "_itnet_program", "_output_capturing_hooks_installed"}
+_TORCH = frozenset(vars(nn.Module())) | _NOTES
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 _OPAQUE = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, str, bytes, int)
@@ -47,7 +51,7 @@ class Belongings:
             self._follow(name, value, _DEPTH)
         self._arguments = set(self._held)
         for path, module in model.named_modules():
-            for registry in _REGISTRIES:
+            for registry in (*_REGISTRIES, *HOOKS):
                 self._hold(path, module.__dict__[registry])
             state = module.__dict__
             self._held[id(state)] = (path, state, {name: value for name, value in state.items() if name not in _TORCH})
@@ -157,7 +161,8 @@ def _differences(path: str, container: Any, before: Any) -> Iterator[str]:
     if isinstance(container, dict):
         for name in [*before, *(name for name in container if name not in before and name not in _TORCH)]:
             missing = object()
-            if not _same(container.get(name, missing), before.get(name, missing)):
+            now, then = container.get(name, missing), before.get(name, missing)
+            if not _same(now, then) and not is_idle(now):
                 yield f"{path}.{name}".lstrip(".")
     elif len(container) != len(before) or (
         container != before

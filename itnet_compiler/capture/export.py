@@ -30,8 +30,9 @@ from ..errors import CaptureError
 from ..passes.effects import written_arguments
 from .fast_paths import open_fast_paths
 from .guards import ShapeGuards
+from .hooks import refuse_hooks
 from .leaves import leaves_installed, restore_leaves
-from .losses import nothing_lost, refuse_hooks
+from .losses import nothing_lost
 from .patience import PATIENCE, OutOfTime, limited
 from .questions import questions_noted
 from .regions import inline_regions, modes_recorded

@@ -1,4 +1,4 @@
-"""What a captured graph would silently lose, refused with a reason: hooks, randomness, gradients, checkpointing."""
+"""What a captured graph would silently lose, refused with a reason: randomness, gradients, checkpointing."""
 
 from __future__ import annotations
 
@@ -11,23 +11,10 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
 
 from ..errors import CaptureError
 
-__all__ = ["foreign_randomness_kept", "nothing_lost", "refuse_hooks"]
-
-
-def refuse_hooks(model: nn.Module) -> None:
-    """Raise ``CaptureError`` for hooks below the root: a graph runs no modules."""
-    for path, module in model.named_modules():
-        hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if path and (hooked or module._backward_pre_hooks):
-            raise CaptureError(
-                f"module {path!r} ({type(module).__name__}) has hooks, which a captured graph would not run",
-                remedy="remove the hooks, or register them on the module itself",
-                node=path,
-            )
+__all__ = ["foreign_randomness_kept", "nothing_lost"]
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _kind(value: Tensor) -> Hashable:
-    if type(value) not in _PLAIN:
+    if type(value) not in _PLAIN or value.is_nested:
         raise TypeError(f"a {type(value).__name__} is not a plain tensor")
     return (Tensor, value.dtype, value.dim(), value.device, value.layout, type(value))
 
@@ -162,8 +162,10 @@ def _container(value: Any, leaves: list[Tensor]) -> Hashable:
 
 def _refuse_objects(spec: pytree.TreeSpec) -> None:
     """Only containers without a life of their own: a key-value cache is changed by the model that it is given to."""
-    if spec.type is not None and not issubclass(spec.type, (tuple, list, dict)):
-        raise TypeError(f"a {spec.type.__name__} is not a plain container")
+    # The type of a named tuple is in its context.
+    kind = spec.type if isinstance(spec.type, type) or spec.type is None else spec.context
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, (tuple, list, dict))):
+        raise TypeError(f"a {getattr(kind, '__name__', kind)} is not a plain container")
     for child in spec.children():
         _refuse_objects(child)
 

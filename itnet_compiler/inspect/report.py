@@ -83,7 +83,8 @@ class Report:
         program = self._program
         lines = [f"compared with the original: {program.comparison}"] if program.comparison else []
         if program.variants:
-            lines.append(f"graphs: {', '.join(variant.label for variant in program.variants)}")
+            labels = [v.label + (f" ({v.alignment})" if v.alignment else "") for v in program.variants]
+            lines.append(f"graphs: {', '.join(labels)}")
         if self.facts.whole:
             return lines + [f"original code runs: {text}" for text in program.fallbacks]
         parts = shorten(", ".join(self.facts.paths), 200) or "none"

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..ir.naming import prefixes
+from ..passes.verify import Verifier
 
 if TYPE_CHECKING:
     from .program import Program
@@ -45,6 +46,7 @@ class Policy:
         verify: Whether rewrites are checked and new variants compared with the original.
         opened: Paths of modules that stay Python, since boundaries were given below them.
         divide: Whether submodules of what cannot be captured become boundaries.
+        verifier: Checks rewrites; equal regions of all graphs once.
         slow: Forward functions that could not be traced with all sizes symbolic in reasonable time.
     """
 
@@ -53,9 +55,10 @@ class Policy:
     opened: frozenset[str] = frozenset()
     divide: bool = True
     slow: set[Any] = field(default_factory=set)
+    verifier: Verifier = field(default_factory=Verifier)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "slow": set()}
+        return {**self.__dict__, "slow": set(), "verifier": Verifier()}
 
 
 def resolve(model: nn.Module, boundaries: Boundaries) -> tuple[list[str], Policy]:

@@ -14,10 +14,10 @@ from ..capture.export import capture
 from ..capture.signature import Call
 from ..errors import CaptureError, ItnetError
 from ..lowering.planner import apply_plan
-from ..passes.engine import detect
-from ..passes.verify import Verifier
+from ..passes.engine import detect, integral_of
 from ..progress import Progress
 from ..settings import STAGES, debug, dump
+from .align import align
 from .codegen import generate
 from .variant import Variant
 
@@ -62,17 +62,31 @@ def _build(program: Program, call: Call, shown: Progress, widen: bool) -> Varian
     seconds["capture"] = time.perf_counter() - start
     dump("captured", str(captured.graph))
     start = time.perf_counter()
-    verifier = Verifier() if policy.verify else None
+    verifier = policy.verifier if policy.verify else None
     journal = detect(captured.graph, verifier=verifier, begin=lambda total: shown.stage("verify", total))
     seconds["detect and verify"] = time.perf_counter() - start
     dump("rewritten", str(captured.graph))
     variant = Variant(_label(program, call, grad), call.signature, state, ambient, captured, journal)
     variant.seconds = seconds
+    _align(program, variant)
     apply_plan(variant.integrals, program.plan_rules)
     bind(program, variant)
     for stage, took in seconds.items():
         debug(STAGES, "%s: %.2f s", stage, took)
     return variant
+
+
+def _align(program: Program, variant: Variant) -> None:
+    """Say how the graph of a variant relates to that of the first one, and share the integrals that are equal."""
+    alike = [other for other in program.variants if other.signature == variant.signature]
+    if not alike:
+        return
+    variant.alignment = align(alike[0].graph, variant.graph).describe(alike[0].label)
+    known = {integral.name: integral for integral in alike[0].integrals}
+    for node in variant.graph.nodes:
+        own = integral_of(node)
+        if own is not None and own.name in known and known[own.name].spec == own.spec:
+            node.meta["integral"] = known[own.name]
 
 
 def bind(program: Program, variant: Variant) -> None:

@@ -17,6 +17,7 @@ from ..capture.questions import answers
 from ..capture.signature import Call, SignatureReader
 from ..capture.throwaway import StateWritten
 from ..errors import ItnetError, ModelError
+from ..ir.integral import Integral
 from ..lowering.planner import PlanRule, apply_plan
 from ..passes.journal import Journal
 from ..progress import Progress
@@ -385,8 +386,9 @@ class Program:
         twin.plan_rules, twin.fallbacks = list(self.plan_rules), list(self.fallbacks)
         twin.axes, twin.asks, twin.comparison_of_parts = self.axes, self.asks, self.comparison_of_parts
         state = self.tree.read()
+        integrals: dict[int, Integral] = {}
         for variant in self.variants:
-            other = variant.copy()
+            other = variant.copy(integrals)
             other.state = (twin.tree.edition, *variant.state[1:])
             bind(twin, other)
             twin.variants.append(other)

@@ -10,15 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from ..capture.hooks import HOOKS, fires
+
 __all__ = ["TreeState"]
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = frozenset({bool, int, float, str, type(None), type, FunctionType, BuiltinFunctionType})
 # Names of classes whose objects hold the settings of a model.
 _NO_SETTINGS = frozenset({"training", "_is_full_backward_hook"})
 _CONFIG = ("Config", "Configuration", "Args", "Arguments", "Options", "Settings", "Namespace")
 _kind = attrgetter("dtype", "device", "__class__")
-_GLOBAL_HOOKS = [vars(torch_module)[f"_global{kind}"] for kind in _HOOKS]
+_GLOBAL_HOOKS = [vars(torch_module)[f"_global{kind}"] for kind in HOOKS]
 
 
 class TreeState:
@@ -47,7 +48,7 @@ class TreeState:
         self._present += [(d, name) for d in self._dicts for name, value in d.items() if isinstance(value, Tensor)]
         self._absent = [(store, name) for store in stores for name, value in store.items() if value is None]
         self._find_settings()
-        self._hooks = [module.__dict__[kind] for module in modules[1:] for kind in _HOOKS]
+        self._hooks = [module.__dict__[kind] for module in modules[1:] for kind in HOOKS]
 
     def _find_settings(self) -> None:
         """Attributes that are plain values (a dropout rate, a scale): a graph holds what they were at capture.
@@ -109,7 +110,7 @@ class TreeState:
 
     def hooked(self) -> str:
         """Which hooks there are that a graph would not run; empty where there are none."""
-        if any(self._hooks):
+        if any(self._hooks) and fires(self._hooks):
             return "modules below have hooks"
         return "global module hooks are set" if any(_GLOBAL_HOOKS) else ""
 

@@ -33,6 +33,7 @@ class Variant:
         trial: Comparison with the original on the call that it was captured from; None if not made.
         seconds: Time taken by stage.
         refused: Why it is not run; empty where it is.
+        alignment: How its graph relates to that of the first variant for the same signature; None for that itself.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Variant:
     trial: Trial | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     refused: str = ""
+    alignment: str | None = None
     trusted: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     generated: Generated | None = None
     stores: list[tuple[dict[str, Any], str]] = field(default_factory=list)
@@ -73,15 +75,18 @@ class Variant:
         """Its integral nodes, in graph order."""
         return [integral for node in self.graph.nodes if (integral := integral_of(node)) is not None]
 
-    def copy(self) -> Variant:
-        """An independent variant: graph and integrals copied, tensors' fake values shared."""
+    def copy(self, integrals: dict[int, Integral]) -> Variant:
+        """An independent variant: graph and integrals copied, tensors' fake values shared.
+
+        ``integrals`` maps the id of an integral to its copy, for those that variants share.
+        """
         graph = Graph()
         mapping: dict[Any, Any] = {}
         graph.output(graph.graph_copy(self.graph, mapping))
         for old, new in mapping.items():
             new.meta = dict(old.meta)
             if (integral := integral_of(new)) is not None:
-                new.meta["integral"] = copy.copy(integral)
+                new.meta["integral"] = integrals.setdefault(id(integral), copy.copy(integral))
         twin = copy.copy(self)
         twin.capture = copy.copy(self.capture)
         twin.capture.graph = graph

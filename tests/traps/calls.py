@@ -258,7 +258,11 @@ class IntegerKeys(Layer):
         return {key: self.fc(value) * key for key, value in batch.items()}
 
 
-@trap(call(X, mode=slice(1, 3)), expect="any", then=[call(X, mode=s) for s in (slice(1, 3), slice(None, 2), 1, Ellipsis)])
+@trap(
+    call(X, mode=slice(1, 3)),
+    expect="any",
+    then=[call(X, mode=s) for s in (slice(1, 3), slice(None, 2), 1, Ellipsis)],
+)
 class IndexArgument(Layer):
     """Loses an index that is an argument."""
 
