@@ -94,7 +94,7 @@ class Unified:
         return summary(program_of(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        twin = self.__class__.__new__(self.__class__)
+        twin = object.__new__(self.__class__)
         memo[id(self)] = twin
         state = {key: value for key, value in self.__dict__.items() if key != _PROGRAM}
         twin.__dict__.update(copy.deepcopy(state, memo))
@@ -173,6 +173,8 @@ def _restore(clone: nn.Module) -> nn.Module:
         return clone
     object.__setattr__(clone, "__class__", _original_class(clone))
     clone.__dict__.pop(_PROGRAM, None)
+    # One that was assigned since then runs around the graph, as a hook of the root does.
+    clone.__dict__.pop("forward", None)
     own_forward = clone.__dict__.pop(_INSTANCE_FORWARD, None)
     if own_forward is not None:
         clone.__dict__["forward"] = own_forward
@@ -192,6 +194,10 @@ def _unified_class(model: nn.Module) -> type[nn.Module]:
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__[_PROGRAM](*args, **kwargs)
 
+    def make(cls: type, *args: Any, **kwargs: Any) -> nn.Module:
+        """``type(unified)(…)``, as slices of an ``nn.Sequential`` do it, makes an instance of the original class."""
+        return original(*args, **kwargs)
+
     if inspect.ismethod(forward):
         # inspect.signature follows __wrapped__ to a method without self; on the class it needs one with self.
         run.__wrapped__ = forward.__func__
@@ -201,6 +207,7 @@ def _unified_class(model: nn.Module) -> type[nn.Module]:
         "__doc__": original.__doc__,
         "_itnet_original_class": original,
         "forward": run,
+        "__new__": make,
     }
     for name in vars(Unified):
         if name in _MACHINERY:

@@ -20,7 +20,7 @@ def shallow_clone(model: nn.Module) -> nn.Module:
     modules of the tree (lists of modules, bound methods, partials) point into the clone. Everything else (parameters,
     buffers, configs, callables) is shared with the original.
     """
-    clones: dict[int, Any] = {id(module): module.__class__.__new__(module.__class__) for module in model.modules()}
+    clones: dict[int, Any] = {id(module): object.__new__(module.__class__) for module in model.modules()}
     for module in model.modules():  # before the handles that refer to them
         for hooks in [value for name, value in module.__dict__.items() if name.endswith("_hooks")]:
             _translate(hooks, clones)

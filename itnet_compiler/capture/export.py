@@ -101,8 +101,8 @@ def capture(
             continue
         except Exception as error:
             failure = failure or error
-            if isinstance(error, (CaptureError, GuardOnDataDependentSymNode)):
-                break  # sizes have nothing to do with it
+            if not _is_about_sizes(error):
+                break
             continue
         result = _flatten(program, _first_names(model))
         _refuse_hidden_state(model, result)
@@ -121,8 +121,23 @@ def capture(
     assert failure is not None
     if isinstance(failure, CaptureError):
         failure.source_line = failure.source_line or _line(failure)
-        raise failure
-    raise _capture_error(failure) from failure
+        problem: Exception = failure
+    else:
+        problem = _capture_error(failure)
+    # No cause, no traceback: their frames would keep the tensors of the call alive.
+    problem.__traceback__, failure = None, None
+    raise problem
+
+
+# What an error names that sizes of inputs have to do with: a symbol, the type of symbols, the exporter's own words.
+_SIZES = re.compile(r"\bs\d+\b|Sym(Int|Bool|Float)|(?i:symbolic|dynamic|constraint|speciali|shape|size)")
+
+
+def _is_about_sizes(error: Exception) -> bool:
+    """Whether capturing again with fewer symbolic sizes, or another batch size, may help."""
+    if isinstance(error, (CaptureError, GuardOnDataDependentSymNode)):
+        return False
+    return _SIZES.search(f"{type(error).__name__} {error}") is not None
 
 
 def _attempts(call: Call, axes: str, widen: bool) -> Iterator[tuple[Call, str, str]]:

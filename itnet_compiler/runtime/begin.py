@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from typing import Any
 
 from ..capture.throwaway import StateWritten
@@ -71,6 +72,8 @@ def _run(program: Program, function: Any, args: tuple[Any, ...], kwargs: dict[st
 
 def _in_parts(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     _run(program, program, args, kwargs)
+    # What failed captures leave behind are cycles, some of torch's own, that hold the activations of that run.
+    gc.collect()
     if not program.verified or not graphs(program):
         return
     trial = run_trial(program.root, program.plain, program, args, kwargs, gradients=True)

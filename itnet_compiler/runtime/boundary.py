@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, ItnetError
 from ..ir.naming import prefixes
 from ..passes.verify import Verifier
 
@@ -46,6 +46,7 @@ class Policy:
         verify: Whether rewrites are checked and new variants compared with the original.
         opened: Paths of modules that stay Python, since boundaries were given below them.
         divide: Whether submodules of what cannot be captured become boundaries.
+        failures: Why parts could not be captured, by mode, signature and classes; equal ones are not tried again.
         verifier: Checks rewrites; equal regions of all graphs once.
         slow: Forward functions that could not be traced with all sizes symbolic in reasonable time.
     """
@@ -55,10 +56,11 @@ class Policy:
     opened: frozenset[str] = frozenset()
     divide: bool = True
     slow: set[Any] = field(default_factory=set)
+    failures: dict[Any, ItnetError] = field(default_factory=dict)
     verifier: Verifier = field(default_factory=Verifier)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "slow": set(), "verifier": Verifier()}
+        return {**self.__dict__, "slow": set(), "failures": {}, "verifier": Verifier()}
 
 
 def resolve(model: nn.Module, boundaries: Boundaries) -> tuple[list[str], Policy]:

@@ -12,7 +12,7 @@ from torch._guards import detect_fake_mode
 from ..capture.clone import shallow_clone
 from ..capture.export import capture
 from ..capture.signature import Call
-from ..errors import CaptureError, ItnetError
+from ..errors import CaptureError, ItnetError, ModelError
 from ..lowering.planner import apply_plan
 from ..passes.engine import detect, integral_of
 from ..progress import Progress
@@ -24,7 +24,7 @@ from .variant import Variant
 if TYPE_CHECKING:
     from .program import Program
 
-__all__ = ["bind", "build", "is_virtual"]
+__all__ = ["bind", "build", "is_virtual", "refuse_meta"]
 
 
 def build(program: Program, call: Call, shown: Progress, *, widen: bool) -> Variant:
@@ -103,6 +103,22 @@ def is_virtual(root: nn.Module, call: Call) -> bool:
     """Whether there is nothing to run on: meta or fake tensors."""
     tensors = [*root.parameters(), *root.buffers(), *call.leaves]
     return any(tensor.is_meta for tensor in tensors) or detect_fake_mode(tensors) is not None
+
+
+def refuse_meta(root: nn.Module, call: Call) -> None:
+    """Raise ``ModelError`` for real inputs to a model without values: its own error would not explain the mistake.
+
+    Raises ``CaptureError`` where code of somebody else's (accelerate) may bring the values when they are needed.
+    """
+    on_meta = next((name for name, tensor in root.named_parameters() if tensor.is_meta), None)
+    if on_meta is not None and not all(leaf.is_meta for leaf in call.leaves):
+        if any(hasattr(module, "_hf_hook") for module in root.modules()):
+            raise CaptureError("its weights are somewhere else until they are needed (accelerate)")
+        raise ModelError(
+            f"parameter {on_meta!r} is on the meta device: the model can be inspected but not run",
+            remedy="give it values first: model.to_empty(device='cpu') and model.load_state_dict(…)",
+            node=on_meta,
+        )
 
 
 def _label(program: Program, call: Call, grad: bool) -> str:

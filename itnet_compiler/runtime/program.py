@@ -23,7 +23,7 @@ from ..passes.journal import Journal
 from ..progress import Progress
 from ..settings import SUMMARY, debug
 from .boundary import Face, Policy, is_plain, is_transformed, is_watching, plainly
-from .build import bind, build, is_virtual
+from .build import bind, build, is_virtual, refuse_meta
 from .division import division
 from .fast_paths import FastPaths
 from .tree import TreeState
@@ -236,7 +236,10 @@ class Program:
         """
         if not self.plan_rules:
             return self.original(self.root, *args, **kwargs)
-        call = self.reader.read(args, kwargs)
+        try:
+            call = self.reader.read(args, kwargs)
+        except TypeError:
+            return self.original(self.root, *args, **kwargs)
         shapes = [leaf.shape for leaf in call.leaves]
         # An exported original holds no fast paths either.
         asked = answers(self.asks, self.root, call.leaves) if self.asks else None
@@ -311,26 +314,25 @@ class Program:
                 self._refused.add(key)
                 self.note(f"{self.mode} mode, {call.signature.describe()}: too many graphs would be needed")
                 return None
-            self._refuse_meta(call)
+            kind = (self.mode, call.signature, *map(type, self.root.modules()))
             try:
+                refuse_meta(self.root, call)
+                if kind in self.policy.failures:
+                    raise self.policy.failures[kind]
                 return self.add(call, widen=widen)
+            except ModelError:
+                raise
             except ItnetError as error:
+                # Its frames would keep the tensors of this call alive.
+                error.__cause__ = error.__context__ = error.__traceback__ = None
+                if self.path and error.source_line and not isinstance(error, StateWritten):
+                    self.policy.failures[kind] = error
                 self._failed[key] = error
                 return None
 
     def _describe(self, call: Call, error: ItnetError) -> str:
         where = f" [{error.source_line}]" if error.source_line else ""
         return f"{self.mode} mode, {call.signature.describe()}: {error.reason}{where}"
-
-    def _refuse_meta(self, call: Call) -> None:
-        """Real inputs for a model without values: the one mistake that the original's own error does not explain."""
-        on_meta = next((name for name, tensor in self.root.named_parameters() if tensor.is_meta), None)
-        if on_meta is not None and not all(leaf.is_meta for leaf in call.leaves):
-            raise ModelError(
-                f"parameter {on_meta!r} is on the meta device: the model can be inspected but not run",
-                remedy="give it values first: model.to_empty(device='cpu') and model.load_state_dict(…)",
-                node=on_meta,
-            )
 
     def add(self, call: Call, *, widen: bool = True) -> Variant:
         """Capture, rewrite and register a variant for ``call``.

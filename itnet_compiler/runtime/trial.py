@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from ..capture.belongings import Belongings
@@ -258,9 +259,16 @@ def _forked() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def unrecorded() -> Iterator[None]:
     """Within the block no random generator moves for good, and the caller's hooks on saved tensors see nothing."""
-    with _forked(), foreign_randomness_kept(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    ours = torch.autograd.graph.saved_tensors_hooks(_pack, _unpack) if hooked else contextlib.nullcontext()
+    with _forked(), foreign_randomness_kept(), ours:
         yield
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def _pack(tensor: Tensor) -> Tensor:
+    # An output that is saved as itself would keep itself alive. While tracing, detaching would be an operator.
+    return tensor if isinstance(tensor, FakeTensor) else tensor.detach()
+
+
+def _unpack(tensor: Tensor) -> Tensor:
     return tensor

@@ -317,6 +317,3 @@ _network("groupvit", "GroupViT", lambda c: _text() | _pixels(), **_both)
 
 # own derivatives; hooks that the first call leaves behind
 _network("bloom", "Bloom:ForCausalLM", lambda c: _text(), **TEXT)
-_stages = dict(depths=[1, 1], hidden_sizes=[16, 32], num_attention_heads=[1, 2], decoder_hidden_size=32)
-_halves = dict(num_encoder_blocks=2, sr_ratios=[2, 1], patch_sizes=[7, 3], strides=[4, 2], mlp_ratios=[2, 2])
-_network("segformer", "Segformer:ForSemanticSegmentation", lambda c: _pixels(), **_stages, **_halves)

@@ -68,6 +68,7 @@ def adam(parameters):
 
 
 class TestLora:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", list(TARGETS))
     def test_around_adapters(self, peft, name):
         original = adapted(peft, name, language_model(name, use_cache=False), lora_dropout=0.1).train()
@@ -75,6 +76,7 @@ class TestLora:
         assert isinstance(unified, peft.PeftModel) and unified.integrals
         self.alike(original, unified)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", list(TARGETS))
     def test_inside_adapters(self, peft, name):
         model = language_model(name, use_cache=False)
@@ -122,11 +124,12 @@ class TestLora:
             same(original(ids()).logits, outputs[-1])
         assert not torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
+    @pytest.mark.slow
     def test_generation(self, peft):
         original = adapted(peft, "llama", language_model("llama"))
         unified = itnet.unify(original, (), example_kwargs={"input_ids": ids()}, copy=True)
         expected, found = (
-            model.generate(input_ids=ids(length=4), max_new_tokens=6, do_sample=False) for model in (original, unified)
+            model.generate(input_ids=ids(length=4), max_new_tokens=4, do_sample=False) for model in (original, unified)
         )
         assert expected.tolist() == found.tolist()
 
@@ -152,6 +155,7 @@ class TestAccelerate:
     def accelerate(self):
         accelerate = third_party("accelerate")
         yield accelerate
+        torch.set_autocast_enabled("cpu", False)  # whatever happened, the next test is none the worse for it
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
     def works_or_refused(self, model, example):
@@ -173,7 +177,7 @@ class TestAccelerate:
 
     def test_dispatched_by_a_map(self, accelerate, tmp_path):
         original, x = stack()
-        places = {"embed": "cpu", "blocks.0": "cpu", "blocks.1": "disk", "blocks.2": "cpu", "head": "disk"}
+        places = {"embed": "cpu", "blocks.0": "cpu", "blocks.1": "disk", "head": "disk"}
         options = dict(main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
         self.works_or_refused(accelerate.dispatch_model(original.eval(), places, **options), x)
 
@@ -205,6 +209,7 @@ class TestAccelerate:
                     accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
                     optimizer.step(), optimizer.zero_grad()
                 losses.append(loss.detach())
+                assert not torch.is_autocast_enabled("cpu"), "accelerate's autocast must not be entered twice"
             assert accelerator.unwrap_model(prepared) is model
         same(losses[:6], losses[6:])
         same_weights(original, unified)

@@ -43,7 +43,7 @@ def small_vit():
 
 
 def small_bert():
-    return language_model("bert", num_hidden_layers=1), ids(3, 7)
+    return language_model("bert"), ids(3, 7)
 
 
 def small_lstm():
@@ -203,6 +203,7 @@ def test_channels_last(train):
     same(call(copy.deepcopy(original), x), call(later.to(memory_format=torch.channels_last), x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_a_model_in_parts(dtype):
     original, x = stack(branching=True)

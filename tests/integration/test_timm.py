@@ -78,6 +78,7 @@ def test_intermediate_features(models):
         same(original.get_intermediate_layers(images, **layers), unified.get_intermediate_layers(images, **layers))
 
 
+@pytest.mark.slow
 def test_another_number_of_classes(fresh):
     original, unified, images = fresh
     for classes in (3, 0, 4):
@@ -102,6 +103,7 @@ def test_drop_rates_changed_afterwards(fresh):
     same_gradients(original, unified, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "when"),
     [("vit_tiny_patch16_224", "before"), ("vit_tiny_patch16_224", "afterwards"), ("convnext_atto", "before")],

@@ -173,7 +173,7 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Repeated blocks; with ``branching``, Python between them asks for values, which no graph can."""
 
-    def __init__(self, depth: int = 3, width: int = 16, branching: bool = False) -> None:
+    def __init__(self, depth: int = 2, width: int = 16, branching: bool = False) -> None:
         super().__init__()
         self.embed, self.blocks = nn.Linear(5, width), nn.ModuleList(Block(width) for _ in range(depth))
         self.head, self.branching = nn.Linear(width, 4), branching
@@ -203,13 +203,13 @@ def language_model(name: str, **changes: Any) -> nn.Module:
     transformers = third_party("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    wide = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    wide = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     special = dict(vocab_size=96, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     kind, config = {
         "gpt2": ("GPT2", dict(special, n_embd=32, n_layer=2, n_head=2, n_positions=64)),
         "llama": ("Llama", dict(special, **wide, num_key_value_heads=1, max_position_embeddings=64)),
         "bert": ("Bert", dict(wide, vocab_size=96, pad_token_id=0, max_position_embeddings=64)),
-        "mamba": ("Mamba", dict(special, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=2)),
+        "mamba": ("Mamba", dict(special, hidden_size=16, num_hidden_layers=1, state_size=4, time_step_rank=2)),
         "t5": (
             "T5",
             dict(
@@ -217,7 +217,7 @@ def language_model(name: str, **changes: Any) -> nn.Module:
                 d_model=32,
                 d_kv=16,
                 d_ff=64,
-                num_layers=2,
+                num_layers=1,
                 num_heads=2,
                 pad_token_id=0,
                 eos_token_id=2,
