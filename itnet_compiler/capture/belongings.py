@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .hooks import HOOKS, is_idle
 
-__all__ = ["Belongings"]
+__all__ = ["Belongings", "contents_kept", "is_identical"]
+
+# Elements of a parameter up to which it is put back should a forward write it (as data-dependent initialisation does).
+_SMALL = 65_536
 
 # Plain objects are followed this far from the module that holds them.
 _DEPTH = 4
@@ -39,6 +44,7 @@ class Belongings:
 
     Attributes:
         hidden: Modules that were found in attributes though not registered.
+        tensors: Name → tensor, of those found in attributes, and of the hidden modules.
     """
 
     def __init__(self, model: nn.Module, others: dict[str, Any] | None = None) -> None:
@@ -46,10 +52,12 @@ class Belongings:
         self._generators: dict[int, tuple[str, Any, Any]] = {}
         self._modules = {id(module) for module in model.modules()}
         self._arguments: set[int] = set()
+        self._registered = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self.hidden: list[nn.Module] = []
+        self.tensors: dict[str, Tensor] = {}
         for name, value in (others or {}).items():
             self._follow(name, value, _DEPTH)
-        self._arguments = set(self._held)
+        self._arguments, self.tensors = set(self._held), {}
         for path, module in model.named_modules():
             for registry in (*_REGISTRIES, *HOOKS):
                 self._hold(path, module.__dict__[registry])
@@ -68,6 +76,10 @@ class Belongings:
         if isinstance(value, nn.Module) and id(value) not in self._modules:
             self._modules.add(id(value))
             self.hidden.append(value)
+            for name, tensor in (*value.named_parameters(path), *value.named_buffers(path)):
+                self.tensors[name] = tensor
+        if isinstance(value, Tensor) and id(value) not in self._registered:
+            self.tensors[path] = value
         if (read := _state_of(value)) is not None:
             self._generators[id(value)] = (path, value, read)
             return
@@ -111,6 +123,35 @@ class Belongings:
             else:
                 container.clear()
                 (container.update if isinstance(container, set) else container.extend)(before)
+
+
+def is_identical(tensor: Tensor, before: Tensor) -> bool:
+    """Whether ``tensor`` still has the elements of ``before``; what has no storage has not changed."""
+    if tensor.is_meta or torch.equal(tensor, before):
+        return True
+    return tensor.dtype.is_floating_point and torch.allclose(tensor, before, rtol=0, atol=0, equal_nan=True)
+
+
+@contextlib.contextmanager
+def contents_kept(tensors: Iterable[Tensor]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Put the elements of ``tensors`` back at the end of the block; yields each with a copy of them.
+
+    By value: batch norm writes its statistics without bumping the version counter of the buffer.
+    """
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors if _can_be_kept(tensor)]
+    try:
+        yield kept
+    finally:
+        with torch.no_grad():
+            for tensor, before in kept:
+                if not is_identical(tensor, before):
+                    tensor.copy_(before)
+
+
+def _can_be_kept(tensor: Tensor) -> bool:
+    if is_lazy(tensor) or tensor.is_nested or tensor.layout is not torch.strided:
+        return False
+    return not isinstance(tensor, nn.Parameter) or tensor.numel() <= _SMALL
 
 
 def _state_of(value: Any) -> Any:

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..passes.effects import written_arguments
+from .belongings import Belongings, contents_kept
 from .fast_paths import open_fast_paths
 from .guards import ShapeGuards
 from .hooks import refuse_hooks
@@ -171,7 +172,7 @@ def _widen_batch(call: Call) -> Call:
 
 def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[ExportedProgram, list[str]]:
     shapes: Any = None
-    if axes != "none":
+    if axes != "none" and call.leaves:
         shapes = ShapesCollection()
         for leaf in call.leaves:
             shapes[leaf] = dict.fromkeys(range(leaf.dim() if axes == "all" else min(leaf.dim(), 1)), Dim.AUTO)
@@ -185,6 +186,8 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
         nothing_lost(),
         leaves_installed(),
         limited(PATIENCE if axes == "all" else None),
+        # The exporter writes tensors that are not registered for real.
+        contents_kept(Belongings(model).tensors.values()),
         torch.inference_mode(False),
         mode,
         modes_recorded(),

@@ -27,11 +27,13 @@ class Left:
     Attributes:
         path: Of the module; empty for the model itself.
         kind: Class name.
-        reasons: Why, with source lines.
+        reasons: Why, in the current mode, with source lines.
     """
 
     def __init__(self, program: Program) -> None:
-        self.path, self.kind, self.reasons = program.path, program.model_name, list(program.fallbacks)
+        self.path, self.kind = program.path, program.model_name
+        other = "eval mode" if program.mode == "train" else "train mode"
+        self.reasons = [reason for reason in program.fallbacks if not reason.startswith(other)]
 
 
 class Overview:

@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..errors import LoweringError
 from ..lowering.planner import PlanRule
@@ -58,7 +59,7 @@ def parts(program: Program) -> dict[str, nn.Module]:
 
 def share(program: Program) -> float:
     """Share of the parameters (by elements) inside graphs, 0 … 1; 1 for a model that has none."""
-    total = {id(tensor): tensor.numel() for tensor in program.root.parameters()}
+    total = {id(tensor): tensor.numel() for tensor in program.root.parameters() if not is_lazy(tensor)}
     inside = {id(tensor) for found in graphs(program) for tensor in found.root.parameters()}
     everything = sum(total.values())
     return sum(size for key, size in total.items() if key in inside) / everything if everything else 1.0

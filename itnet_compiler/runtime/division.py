@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..capture.examples import is_lazy
 from .boundary import watched
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def division(program: Program) -> contextlib.AbstractContextManager[None]:
     def wanted(module: nn.Module, path: str) -> bool:
         owned = "forward" in module.__dict__ or is_parametrized(module)  # by someone who will want to undo it
         known = owned or program.face.program(module) is not None
+        # The first call of a lazy module changes its class.
+        known = known or is_lazy(module)
         return not (known or _full(program, path) in program.policy.opened or is_library_layer(module))
 
     def install(module: nn.Module, path: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from ..capture.belongings import Belongings
+from ..capture.belongings import Belongings, contents_kept, is_identical
 from ..capture.losses import foreign_randomness_kept
 from ..passes.verify import relative_error
 
@@ -23,8 +23,6 @@ __all__ = ["Trial", "copied", "run_trial", "unrecorded", "untouched"]
 _BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 # Bytes of parameters up to which gradients are compared too: two sets of them are held.
 _GRADIENTS = 64 * 2**20
-# Elements of a parameter up to which it is put back should a forward write it (as data-dependent initialisation does).
-_SMALL = 65_536
 
 
 @dataclass(frozen=True)
@@ -192,23 +190,20 @@ def copied(arguments: Any) -> tuple[Any, list[Tensor], list[Tensor]]:
 
 
 class _Changes:
-    def __init__(self, root: nn.Module) -> None:
+    """What a run wrote to a tree: by value for buffers, small parameters and unregistered tensors, and attributes."""
+
+    def __init__(self, root: nn.Module, kept: contextlib.ExitStack) -> None:
         self._root = root
         self._belongings = Belongings(root)
-        small = [(name, p) for name, p in root.named_parameters() if p.numel() <= _SMALL]
-        hidden = [
-            (f"hidden {i}", t) for i, m in enumerate(self._belongings.hidden) for t in (*m.buffers(), *m.parameters())
-        ]
-        named = [*root.named_buffers(remove_duplicate=False), *small, *hidden]
-        # By value: batch norm writes its statistics without bumping the version counter of the buffer.
-        self._before = [(name, tensor, tensor.detach().clone()) for name, tensor in named]
+        extra = self._belongings.tensors
+        named = [*root.named_buffers(remove_duplicate=False), *root.named_parameters(), *extra.items()]
+        pairs = {id(tensor): before for tensor, before in kept.enter_context(contents_kept(t for _, t in named))}
+        self._before = [(name, tensor, pairs[id(tensor)]) for name, tensor in named if id(tensor) in pairs]
+        kept.callback(self._belongings.restore)
 
     def attributes(self) -> list[str]:
         """Names of the attributes that were written."""
         return self._belongings.changed()
-
-    def _changed(self) -> list[tuple[Tensor, Tensor]]:
-        return [(tensor, value) for _, tensor, value in self._before if not _identical(tensor, value)]
 
     def tensors(self) -> list[Tensor]:
         """Buffers and small parameters that were written, or replaced by others."""
@@ -216,32 +211,16 @@ class _Changes:
         changed = [name for name, tensor, value in self._before if _differs(now.get(name, tensor), tensor, value)]
         return [now[name] for name in changed if name in now]
 
-    def undo(self) -> None:
-        """Put everything back."""
-        self._belongings.restore()
-        with torch.no_grad():
-            for tensor, value in self._changed():
-                tensor.copy_(value)
-
-
-def _identical(tensor: Tensor, value: Tensor) -> bool:
-    if tensor.is_meta or torch.equal(tensor, value):
-        return True
-    return tensor.dtype.is_floating_point and torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=True)
-
 
 def _differs(now: Tensor | None, tensor: Tensor, value: Tensor) -> bool:
-    return now is not tensor or not _identical(tensor, value)
+    return now is not tensor or not is_identical(tensor, value)
 
 
 @contextlib.contextmanager
 def untouched(root: nn.Module) -> Iterator[_Changes]:
-    """Put buffers, small parameters and attributes of a tree back at the end of the block; yields what changed."""
-    changes = _Changes(root)
-    try:
-        yield changes
-    finally:
-        changes.undo()
+    """Put tensors and attributes of a tree back at the end of the block; yields what changed."""
+    with contextlib.ExitStack() as kept:
+        yield _Changes(root, kept)
 
 
 @contextlib.contextmanager
