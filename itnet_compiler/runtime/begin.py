@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 from ..capture.throwaway import StateWritten
@@ -71,15 +72,32 @@ def _run(program: Program, function: Any, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _in_parts(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    _run(program, program, args, kwargs)
-    # What failed captures leave behind are cycles, some of torch's own, that hold the activations of that run.
-    gc.collect()
+    with _cycles_collected():
+        _run(program, program, args, kwargs)
     if not program.verified or not graphs(program):
         return
     trial = run_trial(program.root, program.plain, program, args, kwargs, gradients=True)
     program.comparison_of_parts = trial.describe()
     if not trial.equal:
         _give_up(program, f"together the parts give a result that {trial.describe()}")
+
+
+@contextlib.contextmanager
+def _cycles_collected() -> Iterator[None]:
+    """Collect what the block leaves behind: failed captures make cycles, some of torch's own, that hold activations.
+
+    What was there before is set aside meanwhile, for a search of everything takes seconds in a large process. A
+    process that has itself set objects aside keeps them there.
+    """
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.freeze()
+    try:
+        yield
+        gc.collect()
+    finally:
+        if ours:
+            gc.unfreeze()
 
 
 def _give_up(program: Program, why: str) -> None:
