@@ -15,7 +15,7 @@ WORKERS ?= 2
 PYTEST  := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check format bench zoo zoo-quick readme gpu doctor clean
+.PHONY: help demo test test-all test-quick check format bench zoo zoo-quick readme gpu doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -42,11 +42,14 @@ $(DEV_STAMP): $(USER_STAMP)
 demo: $(USER_STAMP)  ## train a small network on handwritten digits, unify it, fine-tune both (under 2 minutes)
 	@$(BIN)/itnet demo $(ARGS)
 
-test: $(DEV_STAMP)  ## all tests
+test: $(DEV_STAMP)  ## the tests
+	@$(PYTEST) -n $(WORKERS) --dist worksteal -m "not exhaustive" $(ARGS)
+
+test-all: $(DEV_STAMP)  ## the tests on every network and trap of the long lists too (about half an hour)
 	@$(PYTEST) -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-quick: $(DEV_STAMP)  ## the tests without the slow ones
-	@$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist worksteal -m "not slow and not exhaustive" $(ARGS)
 
 check: $(DEV_STAMP)  ## formatting, lint, types
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run make format"; exit 1; }

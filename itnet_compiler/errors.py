@@ -38,6 +38,11 @@ class ItnetError(Exception):
         text = reason if not where else f"{reason} [at {where}]"
         super().__init__(text if remedy is None else f"{text}\n  Remedy: {remedy}")
 
+    def sentence(self) -> str:
+        """Reason, source line and remedy in one line, for a report."""
+        where = f" [{self.source_line}]" if self.source_line else ""
+        return f"{self.reason}{where}" + (f"; {self.remedy}" if self.remedy else "")
+
 
 class ModelError(ItnetError, TypeError):
     """The object given is not a model that can be unified."""

@@ -1,6 +1,5 @@
 """Every trap through every promise: the original and the unified model, side by side, must be indistinguishable."""
 
-import contextlib
 import copy
 import inspect
 import io
@@ -108,40 +107,45 @@ def alike(model, unified, calls, **options):
     same(expected, observe(unified, calls, **options))
 
 
-def test_eval(trap):
-    alike(*pair(trap), trap.calls, grad=trap.grad, writes=trap.writes)
+def test_eval_then_train_then_other_dtypes(trap):
+    """One pair through what a model goes through; each call is compared with everything it leaves behind."""
+    model, unified = pair(trap)
+    both = {"grad": trap.grad, "writes": trap.writes}
+    alike(model, unified, trap.calls, **both)
+    if trap.train:
+        alike(model.train(), unified.train(), trap.calls, start=10, **both)
+    with torch.no_grad():
+        alike(model.eval(), unified.eval(), trap.calls[:2], start=20)
+    for dtype in (torch.float64, torch.bfloat16) if trap.casts else ():
+        alike(model.to(dtype), unified.to(dtype), trap.calls[:1], cast=dtype, errors=True, start=30)
 
 
-def test_train(trap):
+@pytest.mark.exhaustive
+def test_train_first(trap):
     if not trap.train:
         pytest.skip("there is no train mode")
-    alike(*pair(trap, training=True), trap.calls, grad=trap.grad, writes=trap.writes)
+    model, unified = pair(trap, training=True)
+    alike(model, unified, trap.calls, grad=trap.grad, writes=trap.writes)
+    with torch.no_grad():
+        alike(model.eval(), unified.eval(), trap.calls[:2], start=10)
+    alike(model.train(), unified.train(), trap.calls[:2], start=20)
 
 
-@pytest.mark.slow  # all of them together
-def test_train_after_eval_after_train(trap):
-    model, unified = pair(trap)
-    for number, training in enumerate((trap.train, False, trap.train)):
-        with torch.no_grad() if number == 1 else contextlib.nullcontext():
-            alike(model.train(training), unified.train(training), trap.calls[:2], start=10 * number)
-
-
-@pytest.mark.slow  # all of them together
-def test_without_gradients_and_in_other_dtypes(trap):
+@pytest.mark.exhaustive
+def test_without_gradients_first(trap):
     model, unified = pair(trap)
     with torch.no_grad():
         alike(model, unified, trap.calls)
-    for dtype in (torch.float64, torch.bfloat16) if trap.casts else ():
-        alike(model.to(dtype), unified.to(dtype), trap.calls[:2], cast=dtype, errors=True)
 
 
-@pytest.mark.slow  # all of them together
+@pytest.mark.exhaustive
 def test_inference_mode(trap):
     model, unified = pair(trap)
     with torch.inference_mode():
         alike(model, unified, trap.calls, errors=True)
 
 
+@pytest.mark.exhaustive
 def test_copies(trap):
     """A second unify, a deep copy, a pickle: each goes on where the model was."""
     model, unified = pair(trap)
@@ -175,6 +179,7 @@ def test_the_original_is_untouched_and_the_result_is_its_own(trap):
     assert lazy or [id(t) for t in (*unified.parameters(), *unified.buffers())] == [id(t) for t in tensors]
     assert list(unified.state_dict()) == names and isinstance(unified, type(model)) and repr(unified) == repr(model)
     assert inspect.signature(unified.forward) == inspect.signature(model.forward)
+    _is_captured(unified, trap.expect, trap.parts)
 
 
 def _places(model):
@@ -187,14 +192,19 @@ def _places(model):
     }
 
 
-def test_what_is_captured(trap):
-    for training, wanted in ((False, trap.expect), (True, trap.training))[: 1 + trap.train]:
-        unified = unify(build(trap, training), trap.calls[0], verify=False)
-        if wanted != "any":
-            assert captured(unified) == wanted, f"{'train' if training else 'eval'} mode"
-        if wanted == "parts":
-            assert set(trap.parts) <= set(unified.parts), f"captured: {list(unified.parts)}"
-        assert str(unified) and str(unified.report())
+def _is_captured(unified, wanted, parts):
+    if wanted != "any":
+        assert captured(unified) == wanted
+    if wanted == "parts":
+        assert set(parts) <= set(unified.parts), f"captured: {list(unified.parts)}"
+    assert str(unified) and str(unified.report())
+
+
+@pytest.mark.parametrize(
+    "trap", [trap for trap in TRAPS.values() if trap.train and trap.training != trap.expect], ids=str
+)
+def test_what_is_captured_in_train_mode(trap):
+    _is_captured(unify(build(trap, True), trap.calls[0], verify=False), trap.training, trap.parts)
 
 
 @pytest.mark.parametrize(("make", "wanted"), [(Net, "whole"), (Branching, "parts")])

@@ -228,7 +228,6 @@ def _capture_error(error: Exception) -> CaptureError:
         return CaptureError(known[1], remedy=known[2], source_line=_line(error))
     return CaptureError(
         f"torch.export cannot take it: {type(error).__name__}: {text[:300]}",
-        remedy="what it consists of is captured where possible",
         source_line=_line(error),
     )
 

@@ -100,8 +100,7 @@ def _patched() -> Iterator[None]:
 
 def _refuse_checkpoint() -> None:
     raise CaptureError(
-        "forward recomputes activations (torch.utils.checkpoint); a captured graph would keep them in memory",
-        remedy="nothing to do: what is inside the checkpointed block is captured",
+        "forward recomputes activations (torch.utils.checkpoint), which a graph would keep; what is inside is captured"
     )
 
 

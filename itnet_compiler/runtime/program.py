@@ -331,8 +331,7 @@ class Program:
                 return None
 
     def _describe(self, call: Call, error: ItnetError) -> str:
-        where = f" [{error.source_line}]" if error.source_line else ""
-        return f"{self.mode} mode, {call.signature.describe()}: {error.reason}{where}"
+        return f"{self.mode} mode, {call.signature.describe()}: {error.sentence()}"
 
     def add(self, call: Call, *, widen: bool = True) -> Variant:
         """Capture, rewrite and register a variant for ``call``.

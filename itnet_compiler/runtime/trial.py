@@ -94,7 +94,11 @@ def run_trial(
     bound = max((_BOUNDS.get(leaf.dtype, 0.0) for leaf in leaves), default=0.0)
     error = relative_error(value, expected)
     note = wanted.note if wanted is not None else ""
-    slope = _slope_error(found, slopes) if slopes is not None and found is not None else None
+    slope = None
+    if slopes is not None and found is not None:
+        slope = _slope_error(found, slopes)
+    elif not note and (slopes is None) != (found is None):
+        slope = float("inf")  # one has gradients, the other none
     if error <= bound and (slope is None or slope <= bound):
         return Trial(error, not written, 0.0, slope, note, written)
     again, slopes_again, _ = _observe(root, original, args, kwargs, wanted)
@@ -139,10 +143,12 @@ def _slope_error(value: list[Tensor | None], expected: list[Tensor | None]) -> f
         if (a is None) != (b is None):
             return float("inf")
         if a is not None and b is not None and not torch.equal(a, b):
-            both = torch.isnan(a) & torch.isnan(b)
-            difference += float((a - b).masked_fill(both, 0).abs().square().sum())
+            same = (a == b) | (torch.isnan(a) & torch.isnan(b))  # infinities too
+            difference += float((a - b).masked_fill(same, 0).abs().square().sum())
         if b is not None:
-            norm += float(b.nan_to_num().abs().square().sum())
+            norm += float(b.nan_to_num(0.0, 0.0, 0.0).abs().square().sum())
+    if difference != difference:
+        return float("inf")
     return (difference**0.5) / max(norm**0.5, 1e-30) if difference else 0.0
 
 

@@ -71,3 +71,17 @@ def test_a_mode_that_cannot_be_captured_runs_the_original_code():
         net.train()(x).sum().backward()
     assert torch.equal(model.conv.weight.grad, unified.conv.weight.grad) and bool(model.conv.weight.grad.any())
     assert "StraightThrough" in str(unified.report())
+
+
+@pytest.mark.parametrize("package", ["flash_attn", "xformers", "mamba_ssm", "causal_conv1d", "fla"])
+def test_a_kernel_of_another_package_stays_with_what_to_use_instead(package):
+    kernel = type("Kernel", (StraightThrough,), {"__module__": f"{package}.ops.interface"})
+
+    class Calls(nn.Module):
+        def forward(self, x):
+            return kernel.apply(x * 2)
+
+    unified = itnet.unify(Calls(), torch.randn(3))
+    assert f"a kernel of {package} (Kernel)" in stays(unified) and "to have it captured use" in stays(unified)
+    x = torch.randn(3)
+    assert torch.equal(unified(x), (x * 2).round())

@@ -169,7 +169,7 @@ class StaticCache(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = layers()
-        self.register_buffer("cache", torch.zeros(2, 8, 6), persistent=False)
+        self.register_buffer("cache", torch.zeros(2, 24, 6), persistent=False)
         self.register_buffer("position", torch.zeros(1, dtype=torch.long))
 
     def forward(self, x):
