@@ -50,7 +50,10 @@ def gradients(model, args, kwargs):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.foreign, pytest.mark.slow]) for name in hard.names()],
+    params=[
+        pytest.param(name, marks=[pytest.mark.foreign, *([] if name in hard.OFTEN else [pytest.mark.exhaustive])])
+        for name in hard.names()
+    ],
 )
 def built(request):
     """The network's name, itself and unified, unified once for all tests of it."""
@@ -95,7 +98,7 @@ def test_same_training_step(built):
         model.eval(), unified.eval()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_most_parameters_are_captured():
     if len(shares) < 10:
         pytest.skip("too few of the networks were unified in this process")

@@ -52,7 +52,10 @@ def built(request):
 
 
 def each(names):
-    params = [pytest.param(name, marks=pytest.mark.foreign) for name in names]
+    params = [
+        pytest.param(name, marks=[pytest.mark.foreign, *([] if name in foreign.OFTEN else [pytest.mark.exhaustive])])
+        for name in names
+    ]
     return pytest.mark.parametrize("built", params, indirect=True)
 
 

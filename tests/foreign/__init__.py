@@ -12,7 +12,7 @@ from __future__ import annotations
 from . import from_timm, from_torch, from_torchvision, from_transformers, registry
 from .registry import Built, Networks, available, prepare
 
-__all__ = ["GROUPS", "THOROUGH", "Built", "available", "build", "group_of", "names", "prepare"]
+__all__ = ["GROUPS", "OFTEN", "THOROUGH", "Built", "available", "build", "group_of", "names", "prepare"]
 
 GROUPS = registry.GROUPS
 
@@ -21,10 +21,17 @@ for _source in (from_torchvision, from_timm, from_transformers, from_torch):
     _source.register(_networks)
 build, group_of, names = _networks.build, _networks.group_of, _networks.names
 
-# Every promise is tested on these, on the others the ones about values and checkpoints
+# Every promise is tested on these, on the others those about values and checkpoints
 THOROUGH = frozenset(
     "resnet50 mobilenet_v3_small efficientnet_b0 convnext_tiny densenet121 swin_t vit_b_16 deeplabv3_resnet50 r3d_18"
     " mobilenetv4_conv_small_050 convnextv2_atto ghostnet_050 vit_tiny_patch16_224"
     " bert gpt2 t5 vit clip wav2vec2".split()
     + names("torch")
+)
+# Those of the others that are small and unlike each other, and THOROUGH but for the slow ones; the rest are tested in
+# make test-all.
+OFTEN = (
+    THOROUGH - {"swin_t", "deeplabv3_resnet50", "densenet121", "efficientnet_b0"}
+    | {"shufflenet_v2_x0_5", "regnet_y_400mf", "mixer_s32_224", "poolformer_s12", "cait_xxs24_224"}
+    | set("distilbert albert deberta_v2 fnet llama gemma2 mixtral mamba rwkv bart whisper patchtst".split())
 )

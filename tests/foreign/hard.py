@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from .from_transformers import GROUPED, PATCHES, TEXT, TWO_SIDED, WIDTHS
 from .registry import Built, Networks, tokens
 
-__all__ = ["NO_TRAINING", "WHOLE_IN_EVAL", "build", "group_of", "names"]
+__all__ = ["NO_TRAINING", "OFTEN", "WHOLE_IN_EVAL", "build", "group_of", "names"]
 
 _networks = Networks()
 build, group_of, names = _networks.build, _networks.group_of, _networks.names
 
+# Small and unlike each other; the others are tested in make test-all
+OFTEN = frozenset("generated_mask branch_on_data packed_lstm ssdlite longformer encodec vilt aimv2_text bloom".split())
 # reformer seeds itself from the clock, fastspeech2 wants labels
 NO_TRAINING = frozenset({"reformer", "fastspeech2", "fastspeech2_hifigan"})
 # torch.export takes these in eval mode, random numbers and all; vit_mae and univnet in train mode too
