@@ -119,21 +119,27 @@ class Effects:
             node = self._parent[node]
         return node
 
+    def _is_internal(self, node: Node, inside: set[Node]) -> bool:
+        """Whether all that shares the storage of ``node`` is in the region: a write to it is seen nowhere else."""
+        storage = self._storage(node)
+        return all(other in inside for other in self._order if self._storage(other) is storage)
+
     def obstacle(self, region: Iterable[Node]) -> tuple[str, Node] | None:
         """Why ``region`` may not be replaced by one node, with the node at fault; None where it may."""
         nodes = sorted(region, key=self._order.__getitem__)
         inside = set(nodes)
         for node in nodes:
-            if written_arguments(node):
-                return f"{op_name(node)} writes to its argument in place", node
+            for written in written_arguments(node):
+                if not self._is_internal(written, inside):
+                    return f"{op_name(node)} writes to its argument in place", node
         if len(nodes) == 1:
             return None
         first, last = self._order[nodes[0]], self._order[nodes[-1]]
         touched = {self._storage(n) for node in nodes for n in (node, *node.all_input_nodes)}
         by_index = {index: node for node, index in self._order.items()} if self.writes or self.random else {}
         for index, storages in self.writes:
-            if first < index < last and storages & touched:
-                writer = by_index[index]
+            writer = by_index[index]
+            if first < index < last and writer not in inside and storages & touched:
                 return f"{op_name(writer)} writes in place to a tensor of the region while it is computed", writer
         if any(is_random(node) for node in inside):
             for index in self.random:

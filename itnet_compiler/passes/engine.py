@@ -20,7 +20,7 @@ from ..registry import scan
 from ..settings import NEAR_MISSES, debug
 from .effects import Effects, is_random, written_arguments
 from .journal import Entry, Journal
-from .match import Proposal, Refusal, Rule, op_name
+from .match import Proposal, Refusal, Rule, is_made, op_name
 from .verify import Verifier
 
 __all__ = ["detect", "integral_of", "rules"]
@@ -129,7 +129,7 @@ def _region_problem(proposal: Proposal, effects: Effects) -> str | None:
     """Why the region cannot be cut out as one node, or None."""
     inside, outputs = set(proposal.region), set(proposal.outputs)
     for node in proposal.region:
-        if node not in outputs and any(user not in inside for user in node.users):
+        if node not in outputs and not is_made(node) and any(user not in inside for user in node.users):
             return f"the intermediate value {node.name} is used elsewhere"
     obstacle = effects.obstacle(proposal.region)
     if obstacle is not None:
@@ -200,7 +200,8 @@ def _replace(
         node.replace_all_uses_with(result)
         replaced[node] = result
     for node in sorted(proposal.region, reverse=True):
-        graph.erase_node(node)
+        if not node.users:  # a constant may be used elsewhere too
+            graph.erase_node(node)
     return integral
 
 

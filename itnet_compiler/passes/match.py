@@ -23,6 +23,7 @@ __all__ = [
     "Refusal",
     "Rule",
     "bind",
+    "is_made",
     "op_name",
     "present",
     "propose",
@@ -61,6 +62,13 @@ def bind(node: Node) -> dict[str, Any]:
 def value_of(node: Node) -> Any:
     """Fake value recorded at capture: a tensor with (possibly symbolic) shape, a SymInt, or a tuple of them."""
     return node.meta.get("val")
+
+
+def is_made(node: Node) -> bool:
+    """Whether a node makes a tensor out of numbers alone (``full``, ``arange`` …)."""
+    return node.op == "call_function" and not any(
+        isinstance(value_of(source), torch.Tensor) for source in node.all_input_nodes
+    )
 
 
 def shape_of(node: Node) -> tuple[Any, ...]:

@@ -254,6 +254,8 @@ def _draw(value: Any, bindings: Bindings, generator: torch.Generator) -> Any:
         return _bind(value, bindings)
     if not isinstance(value, Tensor):
         return value
+    if (constant := getattr(value, "constant", None)) is not None:
+        return constant.to(torch.float64) if constant.is_floating_point() else constant
     shape = [_bind(size, bindings) for size in value.shape]
     if any(size < 0 for size in shape):
         raise ValueError("negative size")

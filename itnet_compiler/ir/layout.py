@@ -1,0 +1,158 @@
+"""Layouts: which labels the axes of a tensor hold, written as einops does: ``b i (h c)``, ``1`` for an axis of extent 1.
+
+A label is one factor of an index; an axis of several holds them slowest first, as a view merges axes. Equal labels of
+two operands are one index. Whoever makes a layout has proven it from the views of a graph, never from equal sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Arranger", "Layout", "arrange", "label_sizes", "labels_of", "parse", "shown"]
+
+Layout = tuple[tuple[str, ...], ...]
+
+
+def parse(text: str) -> Layout:
+    """``b i (h c)`` → ((b), (i), (h, c))."""
+    return tuple(
+        () if part == "1" else tuple(part.strip("()").split()) for part in re.findall(r"\([^)]*\)|[^\s()]+", text)
+    )
+
+
+def shown(layout: Iterable[Sequence[str]]) -> str:
+    """The inverse of ``parse``."""
+    return " ".join("1" if not axis else axis[0] if len(axis) == 1 else f"({' '.join(axis)})" for axis in layout)
+
+
+def labels_of(layout: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """All labels, slowest first."""
+    return tuple(label for axis in layout for label in axis)
+
+
+def label_sizes(layouts: Mapping[str, Layout], operands: Mapping[str, Any], known: Mapping[str, int]) -> dict[str, int]:
+    """Extent of every label, from the shapes of operands (by role) and the ``known`` ones.
+
+    Raises:
+        ValueError: where a merged axis leaves more than one label open.
+    """
+    sizes = dict(known)
+    waiting = [(axis, operands[role].shape[place]) for role, layout in layouts.items() for place, axis in enumerate(layout)]
+    while waiting:
+        rest = []
+        for axis, extent in waiting:
+            unknown = [label for label in axis if label not in sizes]
+            if len(unknown) > 1:
+                rest.append((axis, extent))
+            elif unknown:
+                inner = prod(sizes[label] for label in axis if label != unknown[0])
+                sizes[unknown[0]] = extent // inner if inner else 0
+        if len(rest) == len(waiting):
+            raise ValueError(f"the extents of {rest[0][0]} are not known")
+        waiting = rest
+    return sizes
+
+
+def arrange(tensor: Tensor, layout: Layout, target: Layout, sizes: Mapping[str, int]) -> Tensor:
+    """``tensor`` with the axes of ``target``; labels that it lacks get extent 1, or are expanded in a merged axis."""
+    split = tensor.reshape([sizes[label] for label in labels_of(layout)])
+    order = [labels_of(layout).index(label) for label in labels_of(target) if label in labels_of(layout)]
+    split = split.permute(order)
+    present = set(labels_of(layout))
+    spread = split.reshape([sizes[label] if label in present else 1 for label in labels_of(target)])
+    wide = [
+        sizes[label] if label in present or present & set(axis) else 1 for axis in target for label in axis
+    ]
+    shape = [prod(sizes[label] for label in axis) if present & set(axis) else 1 for axis in target]
+    return spread.expand(wide).reshape(shape)
+
+
+class Arranger:
+    """Writes the Python code of arrangements: one line an operand, extents read from the operands once.
+
+    Args:
+        layouts: Of the operands, by the name that each has in the code.
+        known: Extents that are fixed.
+    """
+
+    def __init__(self, layouts: Mapping[str, Layout], known: Mapping[str, int]) -> None:
+        self._layouts = dict(layouts)
+        self._extents = {label: str(size) for label, size in known.items()}
+        self.lines: list[str] = []
+        self._waiting = [(name, place, axis) for name, layout in layouts.items() for place, axis in enumerate(layout)]
+
+    def extent(self, label: str) -> str:
+        """An expression for the extent of ``label``; adds the line that computes it where there is none yet.
+
+        Raises:
+            ValueError: where a merged axis leaves more than one label open.
+        """
+        if label not in self._extents:
+            self._find(label)
+        return self._extents[label]
+
+    def _find(self, label: str, seen: frozenset[str] = frozenset()) -> None:
+        holders = [holder for holder in self._waiting if label in holder[2]]
+        for name, place, axis in sorted(holders, key=lambda holder: len(holder[2])):
+            others = [other for other in axis if other != label]
+            if any(other in seen for other in others):
+                continue
+            try:
+                for other in others:
+                    if other not in self._extents:
+                        self._find(other, seen | {label})
+            except ValueError:
+                continue
+            inner = " * ".join(self._extents[other] for other in others)
+            self.lines.append(f"{label} = {name}.size({place})" + (f" // ({inner})" if inner else ""))
+            self._extents[label] = label
+            return
+        raise ValueError(f"the extent of {label} is not known")
+
+    def arranged(self, name: str, target: Layout, *, layout: Layout | None = None) -> str:
+        """The expression of operand ``name`` (or of any expression of ``layout``) with the axes of ``target``."""
+        layout = self._layouts[name] if layout is None else layout
+        text, present = name, labels_of(layout)
+        singles = tuple((label,) for label in present)
+        order = [label for label in labels_of(target) if label in present]
+        if layout == target:
+            return text
+        if tuple((label,) for label in order) == tuple(axis for axis in target if axis) == layout and len(layout):
+            return f"{text}{_with_ones(target)}"  # only axes of extent 1 are new
+        if layout != singles:
+            text += f".reshape({self._shape(singles)})"
+        if list(present) != order:
+            text += f".permute({', '.join(str(present.index(label)) for label in order)})"
+        spread = tuple((label,) if label in present else () for label in labels_of(target))
+        kept = tuple((label,) for label in order)
+        aligned = tuple(axis if set(axis) & set(present) else () for axis in target)
+        if kept == aligned:
+            return text
+        if kept == tuple(axis for axis in aligned if axis):
+            return f"{text}{_with_ones(aligned)}"
+        partial = [axis for axis in aligned if axis and not set(axis) <= set(present)]
+        if partial:
+            text += f".reshape({self._shape(spread)})"
+            wide = tuple(
+                (label,) if label in present or set(axis) & set(present) else () for axis in target for label in axis
+            )
+            text += f".expand({self._shape(wide)})"
+        return f"{text}.reshape({self._shape(aligned)})"
+
+    def _shape(self, layout: Layout) -> str:
+        return ", ".join(" * ".join(self.extent(label) for label in axis) or "1" for axis in layout) or "()"
+
+    def restored(self, name: str, layout: Layout, target: Layout) -> str:
+        """The expression of a result ``name`` of ``layout`` in the layout that the source gave it."""
+        return self.arranged(name, target, layout=layout)
+
+
+def _with_ones(target: Layout) -> str:
+    if all(target):
+        return ""
+    return f"[{', '.join(':' if axis else 'None' for axis in target)}]"

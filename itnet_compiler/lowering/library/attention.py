@@ -1,0 +1,259 @@
+"""Library lowering of ``Attention``: the fused operator wherever it computes the same, else products and a softmax.
+
+Fused: scores of the form scale·⟨q, k⟩·a + m with hidden positions, no weights returned and nothing done to them. The
+operator gives a query that may attend to nothing zeros; the source gives it NaN (all scores −∞) or the mean of the
+values (all scores one finite number), which is restored here. Dropout stays written out, since the operator draws in
+an order of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ir.attention import Attention, Step
+from ...ir.kernel import Spec
+from ...ir.layout import Arranger, Layout, labels_of, parse
+from ..base import Lowered
+
+__all__ = ["KERNEL", "fused_form", "lower"]
+
+KERNEL = Attention
+
+# exp of scores this far below the others is 0 in every dtype; nearer ones may still count.
+_HIDDEN = -6e4
+
+
+@dataclass
+class FusedForm:
+    """scale·⟨q·Π factors, k⟩ + Σ added, with −∞ (or ``number``) where a position is hidden.
+
+    Attributes:
+        scale: Of the product.
+        factors: Operands, without labels of the keys, that the queries are multiplied by.
+        added: (operand, number it is multiplied by).
+        hidden: Steps ``fill`` and ``keep``.
+        number: What the scores of hidden positions are.
+    """
+
+    scale: float = 1.0
+    factors: list[Step] = field(default_factory=list)
+    added: list[tuple[Step, float]] = field(default_factory=list)
+    hidden: list[Step] = field(default_factory=list)
+    number: float = -math.inf
+
+
+def fused_form(kernel: Attention) -> FusedForm | str:
+    """The steps of ``kernel`` as the fused operator takes them, or why it cannot."""
+    if kernel.after:
+        return f"the weights are changed ({kernel.after[0]})"
+    if kernel.returns_weights:
+        return "the weights are returned"
+    form, keys = FusedForm(), set(kernel.labels.keys)
+    for step in kernel.steps:
+        if step.kind == "times" and not step.role:
+            number = float(step.number or 0.0)
+            if form.hidden and not (number > 0 and form.number == -math.inf):
+                return "hidden scores are multiplied"
+            form.scale *= number
+            form.added = [(mask, factor * number) for mask, factor in form.added]
+        elif step.kind in ("times", "over"):
+            if form.added or form.hidden or keys & set(labels_of(parse(step.layout))):
+                return f"the scores are multiplied by {step.role}, not only the queries"
+            form.factors.append(step)
+        elif step.kind in ("plus", "minus") and step.role:
+            if form.hidden and form.number != -math.inf:
+                return "something is added to hidden scores that are finite"
+            form.added.append((step, 1.0 if step.kind == "plus" else -1.0))
+        elif step.kind in ("fill", "keep"):
+            number = float(step.number or 0.0)
+            if number > _HIDDEN or (form.hidden and number != form.number):
+                return f"{number:.3g} in place of a score is not negligible"
+            form.hidden.append(step)
+            form.number = number
+        elif step.kind != "plus":
+            return f"{step.kind} of the scores"
+    return form
+
+
+def lower(spec: Spec) -> Lowered:
+    """One Python function, written for the layouts of the node."""
+    kernel = spec.kernel
+    assert isinstance(kernel, Attention)
+    form = fused_form(kernel)
+    writer = _Writer(kernel)
+    if isinstance(form, str):
+        writer.note = f"written out: {form}"
+        writer.written_out()
+    else:
+        writer.note = "fused"
+        writer.fused(form)
+    source = writer.source(spec.operands)
+    scope: dict[str, Any] = dict(_NAMES)
+    exec(compile(source, f"<itnet attention {kernel.query} {kernel.key}>", "exec"), scope)
+    arguments = ", ".join(spec.operands)
+    return Lowered(spec.operands, f"integral({arguments})", {"integral": scope["integral"]}, text=source)
+
+
+class _Writer:
+    """Writes the body; ``b``, ``i``, ``j`` … are extents of labels, ``q``, ``k``, ``v`` the operands as used."""
+
+    def __init__(self, kernel: Attention) -> None:
+        self.kernel, self.labels = kernel, kernel.labels
+        self.arranger = Arranger(kernel.layouts, dict(kernel.sizes))
+        self.lines = self.arranger.lines
+        self.note = ""
+
+    def source(self, operands: tuple[str, ...]) -> str:
+        body = "".join(f"    {line}\n" for line in self.lines)
+        return f"def integral({', '.join(operands)}):  # {self.note}\n{body}"
+
+    def put(self, name: str, expression: str) -> None:
+        self.lines.append(f"{name} = {expression}")
+
+    def give(self, result: str, layout: Layout, weights: str = "") -> None:
+        """Return ``result``, which has one axis a batch group, then queries and features."""
+        text = self.arranger.restored(result, layout, parse(self.kernel.output))
+        self.lines.append(f"return {text}, {weights}" if weights else f"return {text}")
+
+    # ── the fused operator
+
+    def fused(self, form: FusedForm) -> None:
+        labels, layouts = self.labels, self.kernel.layouts
+        lead, grouped = self._lead()
+        narrow = tuple(tuple(label for label in axis if label not in grouped) for axis in lead)
+        queries, keys = labels.queries, labels.keys
+        query, key = (*lead, queries, labels.channels), (*narrow, keys, labels.channels)
+        self.put("q", self._whole("query", query))
+        self.put("k", self._whole("key", key))
+        self.put("v", self._whole("value", (*narrow, keys, labels.features)))
+        for step in form.factors:
+            self.put("q", f"q {'*' if step.kind == 'times' else '/'} {self.arranger.arranged(step.role, (*lead, queries, ()))}")
+        scores = (*lead, queries, keys)
+        mask = self._mask(form, scores)
+        call = f"attention(q, k, v, {mask}, 0.0, False, scale={form.scale!r}, enable_gqa={bool(grouped)})"
+        self.put("y", call)
+        if mask == "mask" and form.number == -math.inf:
+            self.put("y", "without_keys(y, mask)")
+        del layouts
+        self.give("y", (*lead, queries, labels.features))
+
+    def _lead(self) -> tuple[Layout, tuple[str, ...]]:
+        """Batch labels as the two leading axes of the operator, and the labels of heads that share keys and values."""
+        batch = self.labels.batch
+        missing = tuple(
+            label
+            for label in batch
+            if all(label not in labels_of(self.kernel.layouts[role]) for role in ("key", "value"))
+        )
+        if missing and len(missing) < len(batch):
+            # Heads that share keys are consecutive: (…, head of the keys, heads that share it).
+            rest = tuple(label for label in batch if label not in missing)
+            if batch[-len(missing) :] == missing:
+                return (rest[:-1], (rest[-1], *missing)), missing
+        if len(batch) <= 1:
+            return ((), batch), ()
+        return (batch[:-1], batch[-1:]), ()
+
+    def _whole(self, role: str, target: Layout) -> str:
+        """The operand with four axes; labels that it lacks are expanded, since the operator does not broadcast."""
+        text = self.arranger.arranged(role, target)
+        present = set(labels_of(self.kernel.layouts[role]))
+        absent = [place for place, axis in enumerate(target) if axis and not present & set(axis)]
+        if not absent:
+            return text
+        sizes = [
+            " * ".join(self.arranger.extent(label) for label in axis) if place in absent else "-1"
+            for place, axis in enumerate(target)
+        ]
+        return f"{text}.expand({', '.join(sizes)})"
+
+    def _mask(self, form: FusedForm, scores: Layout) -> str:
+        if not form.added and not form.hidden:
+            return "None"
+        parts = []
+        for step, factor in form.added:
+            text = self.arranger.arranged(step.role, scores)
+            parts.append(text if factor == 1.0 else f"{text} * {factor!r}")
+        if parts:
+            self.put("mask", " + ".join(parts))
+            self.put("mask", "mask.to(q.dtype)")
+        allowed = []
+        for step in form.hidden:
+            text = self.arranger.arranged(step.role, scores)
+            allowed.append(text if step.kind == "keep" else f"~{text}")
+        if not allowed:
+            return "mask"
+        self.put("seen", " & ".join(allowed))
+        if form.number != -math.inf:
+            # A query that sees nothing takes the mean: equal scores over all keys.
+            self.put("none", "~seen.any(-1, keepdim=True)")
+            self.put("seen", "seen | none")
+            if parts:
+                self.put("mask", "mask.masked_fill(none, 0.0)")
+            self.put("q", "q.masked_fill(none, 0.0)")
+        if parts:
+            self.put("mask", "mask.masked_fill(~seen, -inf)")
+            return "mask" if form.number == -math.inf else "mask"
+        self.put("mask", "seen")
+        return "mask"
+
+    # ── products and a softmax
+
+    def written_out(self) -> None:
+        kernel, labels = self.kernel, self.labels
+        batch = tuple((label,) for label in labels.batch)
+        scores = (*batch, labels.queries, labels.keys)
+        query = self.arranger.arranged("query", (*batch, labels.queries, labels.channels))
+        key = self.arranger.arranged("key", (*batch, labels.channels, labels.keys))
+        self.put("s", f"matmul({query}, {key})")
+        for step in kernel.steps:
+            self._step("s", step, scores)
+        self.put("w", "wide_softmax(s)" if kernel.wide else "softmax(s, -1)")
+        for step in kernel.after:
+            self._step("w", step, scores)
+        value = self.arranger.arranged("value", (*batch, labels.keys, labels.features))
+        self.put("y", f"matmul(w, {value})")
+        weights = ""
+        if kernel.returns_weights:
+            weights = self.arranger.restored("w", scores, parse(kernel.weights))
+        self.give("y", (*batch, labels.queries, labels.features), weights)
+
+    def _step(self, name: str, step: Step, scores: Layout) -> None:
+        operand = self.arranger.arranged(step.role, scores) if step.role else repr(step.number)
+        if step.kind in _SIGNS:
+            self.put(name, f"{name} {_SIGNS[step.kind]} {operand}")
+        elif step.kind in ("fill", "keep"):
+            condition = operand if step.kind == "fill" else f"~{operand}"
+            self.put(name, f"{name}.masked_fill({condition}, {step.number!r})")
+        elif step.kind == "dropout":
+            self.put(name, f"dropout({name}, {step.number!r}, True)")
+        else:
+            self.put(name, f"{step.kind}({name})")
+
+
+def _without_keys(output: Tensor, mask: Tensor) -> Tensor:
+    """NaN for queries all of whose scores are −∞, as the formula gives: 0/0."""
+    nothing = ~mask.any(-1, keepdim=True) if mask.dtype is torch.bool else mask.amax(-1, keepdim=True) == -math.inf
+    return output.masked_fill(nothing, math.nan)
+
+
+def _wide_softmax(scores: Tensor) -> Tensor:
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        return _functions.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
+    return _functions.softmax(scores, -1)
+
+
+_SIGNS = {"times": "*", "over": "/", "plus": "+", "minus": "-"}
+_functions = torch._C._VariableFunctions
+_NAMES = {name: getattr(_functions, name) for name in ("matmul", "softmax", "dropout", "tanh", "nan_to_num")}
+_NAMES |= {
+    "attention": torch._C._nn.scaled_dot_product_attention,
+    "without_keys": _without_keys,
+    "wide_softmax": _wide_softmax,
+    "inf": math.inf,
+}

@@ -1,0 +1,150 @@
+"""Rule ``attention_by_hand``: attention however it is written, read in its normal form (see ``attention_form``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch.fx import Node
+
+from ..ir.attention import Attention, Step
+from ..ir.domain import Keys
+from ..ir.kernel import Spec
+from ..ir.layout import shown
+from .attention_form import Found, Leaf, find
+from .labels import Axes, Tracer
+from .match import Match, Proposal, propose, rule, value_of
+
+__all__ = ["attention_by_hand"]
+
+_PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default", "aten.einsum.default", "aten.mv.default")
+
+
+@rule("attention_by_hand", *_PRODUCTS, "aten.sum.dim_IntList", "aten.div.Tensor")
+def attention_by_hand(node: Node, match: Match) -> Proposal:
+    """y = Σ_j softmax_j(scale·Σ_c q·k + …)·v, in any layout and any spelling."""
+    found = find(node, match)
+    assert found.query is not None
+    assert found.key is not None
+    assert found.value is not None
+    match.require(
+        value_of(node).dtype == value_of(found.value.node).dtype, "the result has another dtype than the values", node
+    )
+    second, weights = _weights_used_elsewhere(node, found, match)
+    region = sorted(set(found.region))
+    naming = _Naming(found)
+    steps, operands = naming.steps(found.steps, "mask")
+    after, more = naming.steps(found.after, "factor")
+    leaves = {"query": found.query, "key": found.key, "value": found.value} | operands | more
+    for role, leaf in leaves.items():
+        match.require(leaf.node not in region, f"the {role} is part of the attention itself", leaf.node)
+    kernel = Attention(
+        query=naming.text(found.query.axes),
+        key=naming.text(found.key.axes),
+        value=naming.text(found.value.axes),
+        output=naming.text(found.output),
+        weights=naming.text(weights),
+        steps=_merged(steps),
+        after=after,
+        sizes=naming.sizes([*(leaf.axes for leaf in leaves.values()), found.output, weights]),
+        returns_weights=second is not None,
+        wide=found.wide,
+    )
+    labels = kernel.labels
+    own = tuple(label for axis in kernel.layouts["query"] for label in axis)
+    stray = [label for label in own if label not in (*labels.batch, *labels.queries, *labels.channels)]
+    match.require(not stray, "the queries are summed over positions of their own", found.query.node)
+    if kernel.dropout:
+        order = [label for axis in naming.layout(weights) for label in axis]
+        drawn = [*labels.batch, *labels.queries, *labels.keys]
+        match.require(order == drawn, "dropout draws for weights with their axes in another order", node)
+    spec = Spec(kernel, Keys(), "attention", tuple(leaves))
+    outputs = (node,) if second is None else (node, second)
+    return propose(spec, {role: leaf.node for role, leaf in leaves.items()}, *region, outputs=outputs)
+
+
+def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Node | None, Axes]:
+    """The node of the weights that is used outside too, if any, and the axes of the weights."""
+    inside = set(found.region)
+    for one in found.region:
+        if one is node or all(user in inside for user in one.users):
+            continue
+        places = [(axes, done) for other, axes, done in found.chain if other is one]
+        match.require(places, f"the intermediate value {one.name} is used elsewhere", one)
+        axes, done = places[0]
+        # ``done`` counts the steps between this node and the sum.
+        match.require(done == 0, "the weights are used elsewhere before something is done to them", one)
+        return one, axes
+    return None, found.weights
+
+
+def _merged(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Neighbouring numbers that the scores are multiplied by as one."""
+    result: list[Step] = []
+    for step in steps:
+        number = step.kind == "times" and step.number is not None
+        if number and result and result[-1].kind == "times" and result[-1].number is not None:
+            result[-1] = Step("times", result[-1].number * float(step.number or 0.0))
+        else:
+            result.append(step)
+    return tuple(step for step in result if step != Step("times", 1.0))
+
+
+class _Naming:
+    """Names for labels by what they count: b h … i … j … c … e …"""
+
+    def __init__(self, found: Found) -> None:
+        tracer: Tracer = found.tracer
+        assert found.query is not None
+        assert found.key is not None
+        assert found.value is not None
+        self._tracer = tracer
+        query, key, value = (set(tracer.flat(leaf.axes)) for leaf in (found.query, found.key, found.value))
+        output, weights = tracer.flat(found.output), tracer.flat(found.weights)
+        keys = [label for label in weights if label not in output]
+        queries = [label for label in weights if label in output and label not in key | value]
+        batch = [label for label in weights if label not in (*keys, *queries)]
+        features = [label for label in output if label not in weights]
+        channels = [label for label in tracer.flat(found.query.axes) if label not in weights]
+        self._names: dict[str, str] = {}
+        for letters, group in (("bhg", batch), ("i", queries), ("j", keys), ("c", channels), ("e", features)):
+            for place, label in enumerate(group):
+                if letters == "bhg":
+                    name = letters[place] if place < 3 else f"b{place}"
+                else:
+                    name = letters if len(group) == 1 else f"{letters}{place + 1}"
+                self._names[label] = name
+        del query
+
+    def layout(self, axes: Axes) -> tuple[tuple[str, ...], ...]:
+        """Axes in names."""
+        known = self._tracer.resolve(axes)
+        return tuple(tuple(self._names.setdefault(label, f"o{len(self._names)}") for label in axis) for axis in known)
+
+    def text(self, axes: Axes) -> str:
+        """Axes as a layout is written."""
+        return shown(self.layout(axes))
+
+    def steps(self, steps: Sequence[tuple[Step, Leaf | None]], role: str) -> tuple[tuple[Step, ...], dict[str, Leaf]]:
+        """Steps with roles and layouts for their operands, and the operands."""
+        operands: dict[str, Leaf] = {}
+        result = []
+        for step, leaf in steps:
+            if leaf is None:
+                result.append(step)
+                continue
+            name = role if not operands else f"{role}{len(operands) + 1}"
+            operands[name] = leaf
+            result.append(replace(step, role=name, layout=self.text(leaf.axes)))
+        return tuple(result), operands
+
+    def sizes(self, layouts: Iterable[Axes]) -> tuple[tuple[str, int], ...]:
+        """Fixed extents of the labels that occur in merged axes."""
+        found: dict[str, int] = {}
+        for axes in layouts:
+            for axis in self._tracer.resolve(axes):
+                for label in axis if len(axis) > 1 else ():
+                    extent = self._tracer.fixed(label)
+                    if extent is not None:
+                        found[self._names[label]] = extent
+        return tuple(sorted(found.items()))

@@ -1,0 +1,1 @@
+"""Programs that are attention, and programs that only look like it; see ``attention`` and ``near_misses``."""
