@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .domain import Domain, Keys
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
-from .layout import Layout, label_sizes, labels_of, parse, shown
+from .layout import Layout, label_sizes, labels_of, parse
+from .softmax import normalised
 
 __all__ = ["Attention", "Step"]
 
@@ -28,8 +29,9 @@ class Step:
     """One elementwise map of the scores or the weights s(…, i, j).
 
     Attributes:
-        kind: ``times`` (s·a), ``over`` (s/a), ``plus`` (s + a), ``minus`` (s − a), ``fill`` (number where the operand is true), ``keep`` (number where it
-            is false), ``tanh``, ``nan_to_num`` or ``dropout`` (with probability ``number``).
+        kind: ``times`` (s·a), ``over`` (s/a), ``plus`` (s + a), ``minus`` (s − a), ``fill`` (number where the operand
+            is true), ``keep`` (number where it is false), ``tanh``, ``nan_to_num`` or ``dropout`` (with probability
+            ``number``).
         number: a, where it is no operand; what is filled in.
         role: The operand, where there is one.
         layout: Of that operand.
@@ -138,8 +140,8 @@ class Attention(Kernel):
 
     @property
     def dropout(self) -> float:
-        """Probability with which a weight is zeroed."""
-        return next((float(step.number or 0.0) for step in self.after if step.kind == "dropout"), 0.0)
+        """Probability with which a weight, or a score, is zeroed."""
+        return next((float(step.number or 0.0) for step in (*self.after, *self.steps) if step.kind == "dropout"), 0.0)
 
     def describe(self) -> str:
         """``softmax(scale=0.125, + mask) q[b i c] k[b j c] v[b j e] → b i e``."""
@@ -185,21 +187,23 @@ class Attention(Kernel):
             tensor = tensor.permute([own.index(label) for label in order if label in own])
             return tensor.reshape([sizes[label] if label in own else 1 for label in order])
 
-        scores = _einsum((split("query"), split("key")), tuple(
+        scores = _einsum(
+            (split("query"), split("key")),
+            tuple(
+                label
+                for label in order
+                if label in (*labels_of(self.layouts["query"]), *labels_of(self.layouts["key"]))
+            ),
+        )
+        own = [
             label for label in order if label in (*labels_of(self.layouts["query"]), *labels_of(self.layouts["key"]))
-        ))
-        own = [label for label in order if label in (*labels_of(self.layouts["query"]), *labels_of(self.layouts["key"]))]
+        ]
         scores = scores.reshape([sizes[label] if label in own else 1 for label in order])
         scores = scores.expand([sizes[label] for label in order])
         for step in self.steps:
             scores = _apply(step, scores, spread(step.role) if step.role else None)
         flat = scores.reshape([*(sizes[label] for label in labels.batch), *self._lengths(sizes)])
-        if flat.shape[-1] == 0:
-            weights = flat
-        else:
-            peak = flat.detach().amax(-1, keepdim=True)
-            weights = torch.exp(flat - peak)
-            weights = weights / weights.sum(-1, keepdim=True)
+        weights = normalised(flat, zero=False)
         weights = weights.reshape([sizes[label] for label in order])
         for step in self.after:
             weights = _apply(step, weights, spread(step.role) if step.role else None)
@@ -285,8 +289,15 @@ class Attention(Kernel):
             cls("i c", "b j c", "b j e", "b i e", "b i j"),
             cls("b h i c", "b j c", "b j e", "b h i e", "b h i j"),
             cls(
-                "b i1 i2 c", "b j1 j2 c", "b j1 j2 e", "b (i1 i2) e", "b i1 i2 j1 j2",
-                steps=(Step("plus", role="rows", layout="b i1 i2 j1 1"), Step("plus", role="columns", layout="b i1 i2 1 j2")),
+                "b i1 i2 c",
+                "b j1 j2 c",
+                "b j1 j2 e",
+                "b (i1 i2) e",
+                "b i1 i2 j1 j2",
+                steps=(
+                    Step("plus", role="rows", layout="b i1 i2 j1 1"),
+                    Step("plus", role="columns", layout="b i1 i2 1 j2"),
+                ),
             ),
         ]
         extents = [sizes, sizes | {"i": 63, "j": 7}, sizes | {"i": 1, "j": 1}, sizes | {"i": 0}, sizes | {"b": 0}]
@@ -299,7 +310,9 @@ class Attention(Kernel):
 
 
 def _einsum(factors: tuple[tuple[Tensor, tuple[str, ...]], ...], result: tuple[str, ...]) -> Tensor:
-    letters = {label: chr(97 + number) for number, label in enumerate(dict.fromkeys(sum((own for _, own in factors), ())))}
+    letters = {
+        label: chr(97 + number) for number, label in enumerate(dict.fromkeys(sum((own for _, own in factors), ())))
+    }
     terms = ",".join("".join(letters[label] for label in own) for _, own in factors)
     equation = f"{terms}->{''.join(letters[label] for label in result)}"
     return torch.einsum(equation, *(tensor for tensor, _ in factors))

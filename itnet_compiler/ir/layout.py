@@ -1,4 +1,4 @@
-"""Layouts: which labels the axes of a tensor hold, written as einops does: ``b i (h c)``, ``1`` for an axis of extent 1.
+"""Layouts: which labels the axes of a tensor hold, as einops writes them: ``b i (h c)``; ``1`` is an axis of extent 1.
 
 A label is one factor of an index; an axis of several holds them slowest first, as a view merges axes. Equal labels of
 two operands are one index. Whoever makes a layout has proven it from the views of a graph, never from equal sizes.
@@ -42,7 +42,9 @@ def label_sizes(layouts: Mapping[str, Layout], operands: Mapping[str, Any], know
         ValueError: where a merged axis leaves more than one label open.
     """
     sizes = dict(known)
-    waiting = [(axis, operands[role].shape[place]) for role, layout in layouts.items() for place, axis in enumerate(layout)]
+    waiting = [
+        (axis, operands[role].shape[place]) for role, layout in layouts.items() for place, axis in enumerate(layout)
+    ]
     while waiting:
         rest = []
         for axis, extent in waiting:
@@ -65,9 +67,7 @@ def arrange(tensor: Tensor, layout: Layout, target: Layout, sizes: Mapping[str, 
     split = split.permute(order)
     present = set(labels_of(layout))
     spread = split.reshape([sizes[label] if label in present else 1 for label in labels_of(target)])
-    wide = [
-        sizes[label] if label in present or present & set(axis) else 1 for axis in target for label in axis
-    ]
+    wide = [sizes[label] if label in present or present & set(axis) else 1 for axis in target for label in axis]
     shape = [prod(sizes[label] for label in axis) if present & set(axis) else 1 for axis in target]
     return spread.expand(wide).reshape(shape)
 

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from .domain import Domain, Keys
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
-from .softmax import Softmax
+from .softmax import Softmax, normalised
 
 __all__ = ["MASKS", "ProjectedSoftmax", "attention_work"]
 
@@ -69,7 +69,9 @@ class ProjectedSoftmax(Kernel):
     def kernel_matrix(self, domain: Domain, **operands: Any) -> Tensor:
         """K, (B, H, T, T)."""
         query, key, _ = self._projected(operands)
-        return _SCORED.kernel_matrix(domain, query=query, key=key, mask=self._allowed(operands.get("mask")))
+        return normalised(
+            _SCORED.scores(domain, query=query, key=key, mask=self._allowed(operands.get("mask"))), zero=False
+        )
 
     def apply_matrix(self, domain: Domain, matrix: Tensor, **operands: Any) -> Tensor:
         """W_o · concat_h(Σ_j K(i, j)·v_j) + b_o, (B, T, D)."""
@@ -135,7 +137,7 @@ class ProjectedSoftmax(Kernel):
 
 
 # Written out, so that a query without keys gives 0/0; the scale is 1/√d.
-_SCORED = Softmax(form="matmul")
+_SCORED = Softmax()
 
 
 def attention_work(heads: int, operands: Operands, outputs: tuple[Tensor, ...]) -> Work:

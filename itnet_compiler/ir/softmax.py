@@ -1,4 +1,7 @@
-"""Family ``softmax``: attention, K(x, x') = exp(scale·⟨q(x), k(x')⟩ + b(x, x')) / Z(x)."""
+"""Family ``softmax``: attention, K(x, x') = exp(scale·⟨q(x), k(x')⟩ + b(x, x')) / Z(x), as the fused operator takes it.
+
+Attention that is written out is the kernel ``Attention``.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,7 @@ from torch import Tensor
 from .domain import Domain, Keys
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 
-__all__ = ["Softmax"]
-
-FORMS = ("fused", "matmul", "bmm")
+__all__ = ["Softmax", "normalised"]
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,19 @@ class Softmax(Kernel):
 
     With queries q of shape (…, L, D), keys k (…, S, D), values v (…, S, V), leading axes broadcast:
 
-        s(i, j) = scale / divisor · ⟨q_i, k_j⟩ + b(i, j)        j in S(i); −∞ elsewhere
+        s(i, j) = scale·⟨q_i, k_j⟩ + b(i, j)        j in S(i); −∞ elsewhere
         K(i, j) = exp(s(i, j)) / Σ_j' exp(s(i, j'))
         y_i     = Σ_j K(i, j) · v_j                      (…, L, V)
 
     b is the operand ``mask``, broadcast to (…, L, S): floating and added, or boolean with True where i may attend to
     j. S(i) is all j, or j ≤ i where the domain is causal: aligned at the first position, as ``is_causal`` of
-    ``scaled_dot_product_attention`` is. A query that may attend to no key (all scores −∞) has K = 0 and y = 0 in the
-    fused form, as in PyTorch ≥ 2.5; written out, 0/0 is NaN.
+    ``scaled_dot_product_attention`` is. A query that may attend to no key (all scores −∞) has K = 0 and y = 0, as
+    in PyTorch ≥ 2.5.
 
     Attributes:
         scale: Factor of the scores; None is 1/√D.
         dropout: Probability with which a weight is zeroed (the others scaled by 1/(1 − p)), as executed: 0 in eval.
         grouped: Whether axis −3 of key and value holds fewer heads than the query; each serves consecutive ones.
-        returns_weights: Whether the weights, after dropout, (…, L, S), are a second output.
-        form: How the source computes it, which fixes the rounding and what a query without keys gives: ``fused``
-            (one operator), ``matmul`` (product, + mask, softmax, product) or ``bmm`` (the same over three axes with
-            the mask as accumulator of the first product). The latter two take floating masks only.
-        divisor: What the source divides the scores by where it does not multiply; 1 in the fused form.
     """
 
     family: ClassVar[str] = "softmax"
@@ -49,17 +45,6 @@ class Softmax(Kernel):
     scale: float | None = None
     dropout: float = 0.0
     grouped: bool = False
-    returns_weights: bool = False
-    form: str = "fused"
-    divisor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"form {self.form!r} is none of {', '.join(FORMS)}")
-        if self.form == "fused" and (self.returns_weights or self.divisor != 1.0):
-            raise ValueError("the fused form neither returns weights nor divides scores")
-        if self.form != "fused" and self.grouped:
-            raise ValueError("the written-out forms have one key head for each query head")
 
     def properties(self, domain: Domain) -> frozenset[str]:
         """Normalised wherever a query has a key at all."""
@@ -70,21 +55,24 @@ class Softmax(Kernel):
             facts.add("causal")
         return frozenset(facts)
 
-    def evaluate(self, domain: Domain, **operands: Any) -> Any:
-        """y, or (y, K) with ``returns_weights``. Dropout has the same distribution as the source's, not its stream."""
+    def evaluate(self, domain: Domain, **operands: Any) -> Tensor:
+        """y. Dropout has the same distribution as the source's, not its stream."""
         weights = self.kernel_matrix(domain, **operands)
         if self.dropout > 0.0:
             weights = torch.dropout(weights, self.dropout, True)
-        output = self.apply_matrix(domain, weights, **operands)
-        return (output, weights) if self.returns_weights else output
+        return self.apply_matrix(domain, weights, **operands)
 
     def kernel_matrix(self, domain: Domain, **operands: Any) -> Tensor:
         """K, (…, L, S), before dropout."""
+        return normalised(self.scores(domain, **operands), zero=True)
+
+    def scores(self, domain: Domain, **operands: Any) -> Tensor:
+        """s, (…, L, S)."""
         assert isinstance(domain, Keys)
         query, mask = operands["query"], operands.get("mask")
         key = self._all_heads(operands["key"], query)
         scale = 1.0 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
-        scores = torch.einsum("...id,...jd->...ij", query, key) * (scale / self.divisor)
+        scores = torch.einsum("...id,...jd->...ij", query, key) * scale
         if mask is not None and mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask, -math.inf)
         elif mask is not None:
@@ -92,17 +80,7 @@ class Softmax(Kernel):
         if domain.causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(later, -math.inf)
-        if scores.shape[-1] == 0:
-            return scores
-        # K does not change when a constant is taken off a row; its maximum keeps exp from overflowing.
-        peak = scores.detach().amax(-1, keepdim=True)
-        if self.form == "fused":
-            peak = peak.masked_fill(peak == -math.inf, 0.0)
-        weights = torch.exp(scores - peak)
-        total = weights.sum(-1, keepdim=True)
-        if self.form == "fused":
-            total = total.masked_fill(total == 0.0, 1.0)
-        return weights / total
+        return scores
 
     def apply_matrix(self, domain: Domain, matrix: Tensor, **operands: Any) -> Tensor:
         """Σ_j K(i, j)·v_j, (…, L, V)."""
@@ -130,16 +108,15 @@ class Softmax(Kernel):
         masked: bool,
         kind: str = "float",
     ) -> dict[str, Draw]:
-        """Operands of (*batch, heads, length, width); the heads are the batch where ``bmm`` wants three axes."""
+        """Operands of (*batch, heads, length, width)."""
         (queries, keys), (width, value_width) = lengths, widths
-        lead = () if self.form == "bmm" else batch
         draws = {
-            "query": Draw((*lead, heads, queries, width)),
-            "key": Draw((*lead, key_heads, keys, width)),
-            "value": Draw((*lead, key_heads, keys, value_width)),
+            "query": Draw((*batch, heads, queries, width)),
+            "key": Draw((*batch, key_heads, keys, width)),
+            "value": Draw((*batch, key_heads, keys, value_width)),
         }
         if masked:
-            draws["mask"] = Draw((*lead, heads, queries, keys), kind)
+            draws["mask"] = Draw((*batch, heads, queries, keys), kind)
         return draws
 
     def work(self, domain: Domain, operands: Operands, outputs: tuple[Tensor, ...]) -> Work:
@@ -177,9 +154,6 @@ class Softmax(Kernel):
             return Sample(Spec(kernel, domain, "attention", tuple(draws)), draws)
 
         fused, wide = cls(), cls(grouped=True)
-        matmul = cls(scale=1.0, form="matmul")
-        bmm = cls(scale=1.0, form="bmm")
-        both = [replace(kernel, returns_weights=True) for kernel in (matmul, bmm)]
         return [
             case(fused),
             case(fused, batch=()),
@@ -201,17 +175,17 @@ class Softmax(Kernel):
             case(wide, heads=(6, 2)),
             case(wide, past, heads=(6, 3)),
             case(wide, heads=(4, 1), kind="bool"),
-            case(matmul, lengths=(5, 7), widths=(4, 6)),
-            case(matmul, lengths=(5, 7), kind="float"),
-            case(matmul, batch=()),
-            case(bmm, lengths=(5, 7), widths=(4, 6)),
-            case(bmm, lengths=(5, 63), kind="float"),
-            case(bmm, heads=(1, 1), lengths=(1, 1)),
-            case(bmm, heads=(0, 0)),
-            case(cls(scale=0.3, form="bmm"), kind="float"),
-            case(cls(scale=0.3, form="bmm")),
-            case(cls(scale=0.3, form="matmul"), kind="float"),
-            case(cls(scale=1.0, form="matmul", divisor=1.7), lengths=(5, 7), kind="float"),
-            *(case(kernel, lengths=(5, 7), widths=(4, 6), kind="float") for kernel in both),
-            case(both[0], batch=(2, 1), lengths=(0, 7)),
         ]
+
+
+def normalised(scores: Tensor, *, zero: bool) -> Tensor:
+    """exp(s) / Σ_j exp(s) over the last axis; rows that are all −∞ are 0 with ``zero``, else NaN."""
+    if scores.shape[-1] == 0:
+        return scores
+    # Weights do not change when a constant is taken off a row; its maximum keeps exp from overflowing.
+    peak = scores.detach().amax(-1, keepdim=True)
+    if zero:
+        peak = peak.masked_fill(peak == -math.inf, 0.0)
+    weights = torch.exp(scores - peak)
+    total = weights.sum(-1, keepdim=True)
+    return weights / (total.masked_fill(total == 0.0, 1.0) if zero else total)

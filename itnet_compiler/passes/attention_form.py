@@ -116,8 +116,9 @@ class _Finder:
         over = set(self.tracer.flat([found.keys]))
         summed = set(self.tracer.flat([tuple(summed)]))
         self.match.require(
-            over == summed, "the softmax does not run over the positions that are summed: its weights are normalised over "
-            "another axis", weights,
+            over == summed,
+            "the softmax does not run over the positions that are summed: its weights are normalised over another axis",
+            weights,
         )
         self._scores(scores, scores_axes)
         found.value = self._operand(value, value_axes, scaled=False)
@@ -265,7 +266,7 @@ class _Finder:
     ) -> tuple[Node, Axes]:
         """One elementwise step of a chain backwards; what it takes besides is an operand."""
         name, given = operator_name(node), bind(node) if node.op == "call_function" else {}
-        source = given.get("self")
+        source: Any = given.get("self")
         if name in _DROPOUTS:
             if given["train"] and given["p"]:
                 rate = float(self.match.literal(given["p"], "dropout probability"))
@@ -295,21 +296,22 @@ class _Finder:
         spine, side = source, other
         if not isinstance(source, Node):
             return self.match.refuse(f"a number {name} the {what}", node)
-        if not leads(source) and name in ("mul", "multiply", "add"):
-            spine, side = other, source
-        elif name == "add" and leads(other) and not self._is_whole(source, axes):
+        commutes = name in ("mul", "multiply", "add")
+        if commutes and leads(other) and not (leads(source) and self._is_whole(source, axes)):
             spine, side = other, source
         spine_axes, side_axes = self.tracer.aligned(spine, axes), self.tracer.aligned(side, axes)
-        self.match.require(spine_axes == self.tracer.resolve(axes), f"the {what} are broadcast by {op_name(node)}", node)
+        self.match.require(
+            spine_axes == self.tracer.resolve(axes), f"the {what} are broadcast by {op_name(node)}", node
+        )
         assert side_axes is not None
-        if name == "sub" and not set(self.tracer.flat(side_axes)) & set(self.tracer.flat([self.found.keys])):
-            if what == "scores":  # a shift of a whole row changes no weight
-                self._take_shift(side, spine)
-                return spine, axes
-        number = _constant(side)
-        if number is not None:
+        of_rows = not set(self.tracer.flat(side_axes)) & set(self.tracer.flat([self.found.keys]))
+        if name == "sub" and what == "scores" and of_rows:  # a shift of a whole row changes no weight
+            self._take_shift(side, spine)
+            return spine, axes
+        constant = _constant(side)
+        if constant is not None:
             self._take_constant(side)
-            self._add_number(kinds[name], number, steps, node)
+            self._add_number(kinds[name], constant, steps, node)
         else:
             steps.insert(0, (Step(kinds[name]), self._leaf(side, side_axes)))
         return spine, axes
@@ -327,7 +329,13 @@ class _Finder:
         steps.insert(0, (Step(kind, number), None))
 
     def _choice(
-        self, node: Node, name: str, given: dict[str, Any], axes: Axes, steps: list[tuple[Step, Leaf | None]], leads: Any
+        self,
+        node: Node,
+        name: str,
+        given: dict[str, Any],
+        axes: Axes,
+        steps: list[tuple[Step, Leaf | None]],
+        leads: Any,
     ) -> tuple[Node, Axes]:
         """masked_fill(s, m, number), where(m, s, number), where(m, number, s)."""
         if name == "masked_fill":
@@ -336,7 +344,7 @@ class _Finder:
             mask, first, second = given["condition"], given["self"], given["other"]
             kept = isinstance(first, Node) and _constant(first) is None and leads(first)
             spine, other, kind = (first, second, "keep") if kept else (second, first, "fill")
-        number = _constant(other) if isinstance(other, Node) else other
+        number: Any = _constant(other) if isinstance(other, Node) else other
         known = isinstance(number, (int, float)) and not isinstance(number, bool)
         self.match.require(known, "what is put in place of masked scores is no number", node)
         self.match.require(isinstance(spine, Node), "nothing but numbers to choose from", node)
@@ -346,7 +354,8 @@ class _Finder:
         assert mask_axes is not None
         self._take(node)
         self._take_constant(other)
-        steps.insert(0, (Step(kind, float(number)), self._leaf(mask, mask_axes)))
+        rounded = float(torch.tensor(float(number), dtype=value_of(node).dtype))  # −3e38 is −∞ in bfloat16
+        steps.insert(0, (Step(kind, rounded), self._leaf(mask, mask_axes)))
         return spine, axes
 
     def _take_constant(self, node: object) -> None:
@@ -388,7 +397,9 @@ class _Finder:
             if scaled and name in ("mul", "div") and not str(node.target).split(".")[1].endswith("_"):
                 other, source = given["other"], given["self"]
                 number = other if not isinstance(other, Node) else _constant(other)
-                whole = isinstance(source, Node) and isinstance(number, (int, float)) and given.get("rounding_mode") is None
+                whole = (
+                    isinstance(source, Node) and isinstance(number, (int, float)) and given.get("rounding_mode") is None
+                )
                 if whole and number and rank(source) == len(axes) and shape_of(source) == shape_of(node):
                     factor = float(number) if name == "mul" else 1.0 / float(number)
                     self.found.steps.insert(0, (Step("times", factor), None))
@@ -478,7 +489,7 @@ class _Finder:
     @contextmanager
     def _restored_on_refusal(self) -> Iterator[None]:
         found = self.found
-        lists = (found.region, found.steps, found.after, found.chain)
+        lists: tuple[list[Any], ...] = (found.region, found.steps, found.after, found.chain)
         before = [list(each) for each in lists]
         try:
             yield
@@ -547,7 +558,9 @@ def _constant(node: object) -> float | None:
             return _number(given["s"])
         if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
             return 0.0 if "zeros" in name else 1.0
-        if name in ("to", "lift_fresh_copy", "clone", "alias", "detach", "_to_copy") and isinstance(given["self"], Node):
+        if name in ("to", "lift_fresh_copy", "clone", "alias", "detach", "_to_copy") and isinstance(
+            given["self"], Node
+        ):
             node = given["self"]
             continue
         break
@@ -588,7 +601,8 @@ def _leads_to_product(node: object) -> bool:
 
 def _leads(node: object, is_end: Any) -> bool:
     """Whether elementwise steps and views lead back from ``node`` to what ``is_end`` accepts."""
-    waiting, seen = [node], set()
+    waiting: list[object] = [node]
+    seen: set[Node] = set()
     while waiting and len(seen) < 4 * _LONGEST:
         one = waiting.pop()
         if not isinstance(one, Node) or one in seen or one.op != "call_function":

@@ -12,12 +12,15 @@ stays, and a node that is new makes the analysis run again; call ``invalidate`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from ..ir.attention import Attention
+from ..ir.layout import parse
 from . import axis_views  # noqa: F401 - registers its rules
 from .axis_algebra import Axis, AxisRole, axis
 from .axis_layers import conv_like, recurrent, scaled_attention
@@ -82,6 +85,36 @@ class Analysis:
         value = node.meta.get("val")
         return list(value.shape) if isinstance(value, Tensor) else []
 
+    def _of_attention(self, kernel: Attention, operands: dict[str, Any], shape: Sequence[Any]) -> list[Axis]:
+        """Axes of the result by label: as the queries have them, else keys, values or a mask."""
+        labels = kernel.labels
+        known: dict[tuple[str, ...], Axis] = {}
+        roles = dict.fromkeys((*labels.queries, *labels.keys), AxisRole.POSITION)
+        roles |= dict.fromkeys((*labels.channels, *labels.features), AxisRole.FEATURE)
+        for role, layout in kernel.layouts.items():
+            for group, one in zip(layout, self(operands[role]), strict=False):
+                kinds = {roles[label] for label in group if label in roles}
+                if len(kinds) == 1 and len(group) == 1:
+                    one.settle(kinds.pop())
+                known.setdefault(group, one)
+                if len(group) > 1 and len(one.factors) == len(group):
+                    for label, factor in zip(group, one.factors, strict=True):
+                        known.setdefault((label,), Axis((factor,)))
+        groups = zip(parse(kernel.output), shape, strict=True)
+        return [self._joined(group, size, known, roles) for group, size in groups]
+
+    @staticmethod
+    def _joined(group: tuple[str, ...], size: Any, known: dict[Any, Axis], roles: dict[str, AxisRole]) -> Axis:
+        if not group:
+            return axis(size)
+        if group in known:
+            return known[group]
+        parts = [known[(label,)] for label in group if (label,) in known]
+        if len(parts) == len(group):
+            return Axis(tuple(factor for part in parts for factor in part.factors))
+        kinds = {roles.get(label, AxisRole.BATCH) for label in group}
+        return axis(size, kinds.pop() if len(kinds) == 1 else AxisRole.UNKNOWN)
+
     def _of_integral(self, node: Node) -> Axes:
         """By family; a family not named here leaves its axes unknown."""
         spec, operands, value = node.meta["integral"].spec, node.kwargs, node.meta["val"]
@@ -97,6 +130,8 @@ class Analysis:
                 for place, one in enumerate(source)
                 if kernel.keepdim or place not in axes
             ]
+        elif isinstance(kernel, Attention):
+            found = self._of_attention(kernel, operands, first.shape)
         elif family == "softmax" and "input" in operands:
             found = scaled_attention(source, source, source, first.shape[-1])
         elif family == "softmax":

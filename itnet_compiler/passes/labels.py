@@ -1,4 +1,4 @@
-"""Labels: which index of a result reads which axis of the values it was computed from, followed backwards through views.
+"""Labels: which index of a result reads which axis of what it was computed from, followed backwards through views.
 
     tracer = Tracer()
     axes = tracer.fresh(shape)            # one label an axis; none where the extent is the constant 1
@@ -192,6 +192,4 @@ def _unexpanded(source: Node, axes: Axes) -> Axes | None:
     shape = shape_of(source)
     if len(shape) > len(axes):
         return None
-    return tuple(
-        () if is_one(size) else axis for size, axis in zip(shape, axes[len(axes) - len(shape) :], strict=True)
-    )
+    return tuple(() if is_one(size) else axis for size, axis in zip(shape, axes[len(axes) - len(shape) :], strict=True))

@@ -27,13 +27,14 @@ def test_attention_across_the_edge_of_a_region_is_left_alone():
     unified = itnet.unify(model := Attention(False), x)
     assert torch.equal(unified(x), model(x))
     assert not unified.integrals
-    assert "it runs under different modes: aten.softmax.int under no_grad" in str(unified.report())
-    assert "aten.matmul.default under the mode of the caller" in str(unified.report())
+    assert "it runs under different modes: aten.matmul.default under the mode of the caller" in str(unified.report())
+    assert "under no_grad" in str(unified.report())
 
 
 def test_attention_within_a_region_is_an_integral():
     x = torch.randn(2, 5, 8)
     unified = itnet.unify(model := Attention(True), x)
-    assert torch.equal(unified(x), model(x)) and not unified(x).requires_grad
+    torch.testing.assert_close(unified(x), model(x))
+    assert not unified(x).requires_grad
     (node,) = unified.integrals.values()
     assert node.origin == "attention" and node.verification.status == "verified"

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 __all__ = ["PROGRAMS", "Program"]
 
@@ -294,13 +293,13 @@ def masked_fill_large(q, k, v, mask):
 @program(Q, K, K, MASK, kinds="fffb")
 def where_smallest(q, k, v, mask):
     scores = q @ k.mT
-    return torch.where(mask, scores, torch.finfo(torch.float32).min).softmax(-1) @ v
+    return torch.where(mask, scores, torch.finfo(scores.dtype).min).softmax(-1) @ v
 
 
 @program(Q, K, K, MASK, kinds="fffb")
 def where_tensor(q, k, v, mask):
     scores = q @ k.mT
-    least = torch.full([], torch.finfo(torch.float32).min, dtype=scores.dtype)
+    least = torch.full([], torch.finfo(scores.dtype).min, dtype=scores.dtype)
     return torch.where(mask.to(torch.bool), scores.to(scores.dtype), least).softmax(-1) @ v
 
 
@@ -314,7 +313,7 @@ def causal_tril(q, k, v):
 
 @program((B, H, L, D), (B, H, L, D), (B, H, L, D))
 def causal_triu(q, k, v):
-    mask = torch.triu(torch.full((L, L), -math.inf), diagonal=1)
+    mask = torch.triu(torch.full((L, L), -math.inf, dtype=q.dtype), diagonal=1)
     return (q @ k.mT + mask).softmax(-1) @ v
 
 

@@ -38,6 +38,7 @@ class FusedForm:
         added: (operand, number it is multiplied by).
         hidden: Steps ``fill`` and ``keep``.
         number: What the scores of hidden positions are.
+        zero: Whether a query that sees nothing gives 0, as the fused operator has it.
     """
 
     scale: float = 1.0
@@ -45,15 +46,17 @@ class FusedForm:
     added: list[tuple[Step, float]] = field(default_factory=list)
     hidden: list[Step] = field(default_factory=list)
     number: float = -math.inf
+    zero: bool = False
 
 
 def fused_form(kernel: Attention) -> FusedForm | str:
     """The steps of ``kernel`` as the fused operator takes them, or why it cannot."""
-    if kernel.after:
+    zero = kernel.after == (Step("nan_to_num"),)
+    if kernel.after and not zero:
         return f"the weights are changed ({kernel.after[0]})"
     if kernel.returns_weights:
         return "the weights are returned"
-    form, keys = FusedForm(), set(kernel.labels.keys)
+    form, keys = FusedForm(zero=zero), set(kernel.labels.keys)
     for step in kernel.steps:
         if step.kind == "times" and not step.role:
             number = float(step.number or 0.0)
@@ -123,41 +126,37 @@ class _Writer:
     # ── the fused operator
 
     def fused(self, form: FusedForm) -> None:
-        labels, layouts = self.labels, self.kernel.layouts
-        lead, grouped = self._lead()
-        narrow = tuple(tuple(label for label in axis if label not in grouped) for axis in lead)
-        queries, keys = labels.queries, labels.keys
-        query, key = (*lead, queries, labels.channels), (*narrow, keys, labels.channels)
-        self.put("q", self._whole("query", query))
-        self.put("k", self._whole("key", key))
-        self.put("v", self._whole("value", (*narrow, keys, labels.features)))
+        labels = self.labels
+        lead, queries, shared = self._lead(form)
+        narrow = tuple(tuple(label for label in axis if label not in shared) for axis in lead)
+        self.put("q", self._whole("query", (*lead, queries, labels.channels)))
+        self.put("k", self._whole("key", (*narrow, labels.keys, labels.channels)))
+        self.put("v", self._whole("value", (*narrow, labels.keys, labels.features)))
         for step in form.factors:
-            self.put("q", f"q {'*' if step.kind == 'times' else '/'} {self.arranger.arranged(step.role, (*lead, queries, ()))}")
-        scores = (*lead, queries, keys)
-        mask = self._mask(form, scores)
-        call = f"attention(q, k, v, {mask}, 0.0, False, scale={form.scale!r}, enable_gqa={bool(grouped)})"
-        self.put("y", call)
-        if mask == "mask" and form.number == -math.inf:
-            self.put("y", "without_keys(y, mask)")
-        del layouts
+            factor = self._operand(step, (*lead, queries, ()))
+            self.put("q", f"q {_SIGNS[step.kind]} {factor}.to(q.dtype)")
+        mask = self._mask(form, (*lead, queries, labels.keys))
+        self.put("y", f"attention(q, k, v, {mask}, 0.0, False, scale={form.scale!r}, enable_gqa={bool(shared)})")
+        if mask == "m" and form.number == -math.inf and not form.zero:
+            self.put("y", "without_keys(y, m)")
         self.give("y", (*lead, queries, labels.features))
 
-    def _lead(self) -> tuple[Layout, tuple[str, ...]]:
-        """Batch labels as the two leading axes of the operator, and the labels of heads that share keys and values."""
-        batch = self.labels.batch
-        missing = tuple(
-            label
-            for label in batch
-            if all(label not in labels_of(self.kernel.layouts[role]) for role in ("key", "value"))
-        )
-        if missing and len(missing) < len(batch):
-            # Heads that share keys are consecutive: (…, head of the keys, heads that share it).
-            rest = tuple(label for label in batch if label not in missing)
-            if batch[-len(missing) :] == missing:
-                return (rest[:-1], (rest[-1], *missing)), missing
-        if len(batch) <= 1:
-            return ((), batch), ()
-        return (batch[:-1], batch[-1:]), ()
+    def _lead(self, form: FusedForm) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
+        """The two leading axes of the operator, the axis of queries, and the labels of heads that share keys.
+
+        Heads that share keys and values are further queries of theirs; where a mask does not tell them apart, they
+        stay heads, so that it need not be repeated.
+        """
+        batch, queries = self.labels.batch, self.labels.queries
+        masks = [step for step, _ in form.added] + form.hidden
+        told = {label for step in masks for label in labels_of(parse(step.layout))}
+        shared = tuple(label for label in queries if label not in told) if masks else ()
+        if shared and len(shared) < len(queries):
+            own = tuple(label for label in queries if label not in shared)
+            if len(batch) < 2:
+                return (batch, shared), own, shared
+            return (batch[:-1], (batch[-1], *shared)), own, shared
+        return (batch[:-1], batch[-1:]), queries, ()
 
     def _whole(self, role: str, target: Layout) -> str:
         """The operand with four axes; labels that it lacks are expanded, since the operator does not broadcast."""
@@ -180,27 +179,24 @@ class _Writer:
             text = self.arranger.arranged(step.role, scores)
             parts.append(text if factor == 1.0 else f"{text} * {factor!r}")
         if parts:
-            self.put("mask", " + ".join(parts))
-            self.put("mask", "mask.to(q.dtype)")
+            self.put("m", " + ".join(parts))
+            self.put("m", "m.to(q.dtype)")
         allowed = []
         for step in form.hidden:
             text = self.arranger.arranged(step.role, scores)
             allowed.append(text if step.kind == "keep" else f"~{text}")
         if not allowed:
-            return "mask"
+            return "m"
         self.put("seen", " & ".join(allowed))
         if form.number != -math.inf:
             # A query that sees nothing takes the mean: equal scores over all keys.
             self.put("none", "~seen.any(-1, keepdim=True)")
             self.put("seen", "seen | none")
             if parts:
-                self.put("mask", "mask.masked_fill(none, 0.0)")
+                self.put("m", "m.masked_fill(none, 0.0)")
             self.put("q", "q.masked_fill(none, 0.0)")
-        if parts:
-            self.put("mask", "mask.masked_fill(~seen, -inf)")
-            return "mask" if form.number == -math.inf else "mask"
-        self.put("mask", "seen")
-        return "mask"
+        self.put("m", "m.masked_fill(~seen, -inf)" if parts else "seen")
+        return "m"
 
     # ── products and a softmax
 
@@ -223,8 +219,12 @@ class _Writer:
             weights = self.arranger.restored("w", scores, parse(kernel.weights))
         self.give("y", (*batch, labels.queries, labels.features), weights)
 
+    def _operand(self, step: Step, target: Layout) -> str:
+        """The operand of a step; one without axes stays so, since it takes no part in the promotion of dtypes."""
+        return self.arranger.arranged(step.role, target) if step.layout else step.role
+
     def _step(self, name: str, step: Step, scores: Layout) -> None:
-        operand = self.arranger.arranged(step.role, scores) if step.role else repr(step.number)
+        operand = self._operand(step, scores) if step.role else repr(step.number)
         if step.kind in _SIGNS:
             self.put(name, f"{name} {_SIGNS[step.kind]} {operand}")
         elif step.kind in ("fill", "keep"):

@@ -1,0 +1,290 @@
+"""Programs that look like attention and are not, or not the one they seem: what matters is that no output changes.
+
+Sizes coincide on purpose: as many heads as queries, keys and channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .attention import Program
+
+__all__ = ["PROGRAMS"]
+
+N = 4
+T = (N, N, N, N)  # samples, heads, positions and channels
+PROGRAMS: dict[str, Program] = {}
+
+
+def program(*shapes: tuple[int, ...], kinds: str = "", count: int = -1) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function; ``count`` nodes are expected, −1: whatever is right."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__
+        given = shapes or (T, T, T)
+        PROGRAMS[name] = Program(name, function, given, tuple(kinds or "f" * len(given)), count)
+        return function
+
+    return register
+
+
+@program(count=0)
+def softmax_over_queries(q, k, v):
+    return (q @ k.mT).softmax(-2) @ v
+
+
+@program(count=0)
+def softmax_over_heads(q, k, v):
+    return (q @ k.mT).softmax(1) @ v
+
+
+@program(count=0)
+def softmax_over_samples(q, k, v):
+    return (q @ k.mT).softmax(0) @ v
+
+
+@program()
+def keys_not_transposed(q, k, v):
+    return (q @ k).softmax(-1) @ v
+
+
+@program()
+def keys_transposed_otherwise(q, k, v):
+    return (q @ k.permute(0, 3, 2, 1)).softmax(-1) @ v
+
+
+@program()
+def heads_and_positions_exchanged(q, k, v):
+    return (q @ k.permute(0, 2, 3, 1)).softmax(-1) @ v
+
+
+@program()
+def batch_and_heads_exchanged(q, k, v):
+    return (q @ k.permute(1, 0, 3, 2)).softmax(-1) @ v
+
+
+@program()
+def values_swapped(q, k, v):
+    return (q @ k.mT).softmax(-1) @ v.mT
+
+
+@program()
+def values_of_other_heads(q, k, v):
+    return (q @ k.mT).softmax(-1) @ v.transpose(0, 1)
+
+
+@program()
+def weights_transposed(q, k, v):
+    return (q @ k.mT).softmax(-1).mT @ v
+
+
+@program()
+def weights_of_other_heads(q, k, v):
+    return (q @ k.mT).softmax(-1).transpose(0, 1) @ v
+
+
+@program(count=0)
+def sigmoid_attention(q, k, v):
+    return torch.sigmoid(q @ k.mT / 2) @ v
+
+
+@program(count=0)
+def relu_attention(q, k, v):
+    return F.relu(q @ k.mT) @ v / N
+
+
+@program(count=0)
+def squared_softmax(q, k, v):
+    return (q @ k.mT).softmax(-1).square() @ v
+
+
+@program(T, T, T, (N, N, N, 1), kinds="ffff")
+def temperature_of_each_query(q, k, v, t):
+    return (q @ k.mT / t).softmax(-1) @ v
+
+
+@program(T, T, T, (N, 1, 1, N), kinds="ffff")
+def temperature_of_each_key(q, k, v, t):
+    return (q @ k.mT * t).softmax(-1) @ v
+
+
+@program(T, T, T, (N, N), kinds="fffb")
+def mask_after_softmax(q, k, v, mask):
+    return (q @ k.mT).softmax(-1).masked_fill(mask, 0.0) @ v
+
+
+@program(T, T, T, (N, N), kinds="fffm")
+def fully_masked_rows_infinite(q, k, v, mask):
+    return (q @ k.mT + torch.full((N, N), -math.inf, dtype=q.dtype) + 0 * mask.nan_to_num()).softmax(-1) @ v
+
+
+@program(T, T, T, (N, 1, 1, 1), kinds="fffb")
+def whole_samples_masked_large(q, k, v, mask):
+    return (q @ k.mT).masked_fill(mask, -1e9).softmax(-1) @ v
+
+
+@program(T, T, T, (N, 1, 1, 1), kinds="fffb")
+def whole_samples_masked_infinite(q, k, v, mask):
+    return (q @ k.mT).masked_fill(mask, -math.inf).softmax(-1) @ v
+
+
+@program(T, T, T, (N, 1, 1, 1), kinds="fffb")
+def whole_samples_masked_then_biased(q, k, v, mask):
+    return ((q @ k.mT).masked_fill(mask, -1e9) + k.mean(-1)[:, :, None, :] * 1e9).softmax(-1) @ v
+
+
+@program(T, T, T, (N, N), kinds="fffb")
+def mask_that_hardly_masks(q, k, v, mask):
+    return (q @ k.mT).masked_fill(mask, -2.0).softmax(-1) @ v
+
+
+@program(T, T, T, (N, N), kinds="fffb")
+def mask_inverted_twice(q, k, v, mask):
+    return (q @ k.mT).masked_fill(~mask, -math.inf).masked_fill(mask, 0.0).softmax(-1) @ v
+
+
+@program((N, N, 3, N), (N, N, 5, N), (N, N, 5, N))
+def causal_with_more_keys(q, k, v):
+    """Aligned at the last position, not at the first."""
+    mask = torch.ones(3, 5, dtype=torch.bool).tril(2)
+    return (q @ k.mT).masked_fill(~mask, -math.inf).softmax(-1) @ v
+
+
+@program((N, N, 5, N), (N, N, 3, N), (N, N, 3, N))
+def causal_with_more_queries(q, k, v):
+    mask = torch.ones(5, 3, dtype=torch.bool).tril()
+    return (q @ k.mT).masked_fill(~mask, -math.inf).softmax(-1) @ v
+
+
+@program()
+def anticausal(q, k, v):
+    mask = torch.ones(N, N, dtype=torch.bool).triu()
+    return (q @ k.mT).masked_fill(~mask, -math.inf).softmax(-1) @ v
+
+
+@program()
+def causal_transposed(q, k, v):
+    mask = torch.ones(N, N, dtype=torch.bool).tril().mT
+    return (q @ k.mT).masked_fill(mask, -math.inf).softmax(-1) @ v
+
+
+@program()
+def weights_used_twice(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    return weights @ v + weights.mT @ q
+
+
+@program()
+def weights_used_before_dropout(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    return F.dropout(weights, 0.5) @ v * 0 + weights @ v
+
+
+@program(count=0)
+def scores_used_elsewhere(q, k, v):
+    scores = q @ k.mT
+    return scores.softmax(-1) @ v, scores
+
+
+@program(count=0)
+def scores_written_afterwards(q, k, v):
+    scores = q @ k.mT
+    weights = scores.softmax(-1)
+    scores.mul_(2)
+    return weights @ v + scores
+
+
+@program(count=0)
+def normalised_over_another_axis(q, k, v):
+    e = (q @ k.mT).exp()
+    return (e / e.sum(-2, keepdim=True)) @ v
+
+
+@program(count=0)
+def normalised_without_keepdim(q, k, v):
+    """The sum over keys is broadcast along them, not along queries."""
+    e = (q @ k.mT).exp()
+    return (e / e.sum(-1)) @ v
+
+
+@program(count=0)
+def sum_with_an_epsilon(q, k, v):
+    e = (q @ k.mT).exp()
+    return (e / (e.sum(-1, keepdim=True) + 0.1)) @ v
+
+
+@program(count=0)
+def softmax_plus_one(q, k, v):
+    e = (q @ k.mT).exp()
+    return (e @ v) / (1 + e.sum(-1, keepdim=True))
+
+
+@program(count=0)
+def maximum_of_another_axis(q, k, v):
+    scores = q @ k.mT
+    return (scores - scores.amax(-2, keepdim=True)).softmax(-1) @ v
+
+
+@program()
+def shifted_by_another_row(q, k, v):
+    scores = q @ k.mT
+    return (scores - v.mean(-1, keepdim=True)).softmax(-1) @ v
+
+
+@program(count=0)
+def diagonal_of_values(q, k, v):
+    return torch.einsum("bhij,bhjj->bhij", (q @ k.mT).softmax(-1), v)
+
+
+@program(count=0)
+def hadamard_instead_of_product(q, k, v):
+    return (q @ k.mT).softmax(-1) * v
+
+
+@program(count=0)
+def scores_of_sums(q, k, v):
+    """Additive attention: no product of queries and keys."""
+    scores = torch.tanh(q.unsqueeze(3) + k.unsqueeze(2)).sum(-1)
+    return scores.softmax(-1) @ v
+
+
+@program(count=0)
+def view_across_axes(q, k, v):
+    """A view of the scores that is no transposition, though the sizes fit."""
+    return (q @ k.mT).softmax(-1).view(N, N, N * N).view(N * N, N, N).transpose(0, 1).reshape(T) @ v
+
+
+@program()
+def heads_split_the_other_way(q, k, v):
+    q, k, v = (t.reshape(N, N, N * N).view(N, N, N, N).transpose(1, 2) for t in (q, k, v))
+    return (q @ k.mT).softmax(-1) @ v
+
+
+@program()
+def keys_as_values_transposed(q, k, v):
+    return (q @ k.mT).softmax(-1) @ k.transpose(1, 2)
+
+
+@program(count=0)
+def rolled_weights(q, k, v):
+    return (q @ k.mT).softmax(-1).roll(1, -1) @ v
+
+
+@program()
+def topped_up_weights(q, k, v):
+    return ((q @ k.mT).softmax(-1) + 0.1) @ v
+
+
+@program()
+def dropout_of_scores(q, k, v):
+    return F.dropout(q @ k.mT, 0.5).softmax(-1) @ v
+
+
+@program()
+def queries_as_keys_as_values(q, k, v):
+    return (q @ q.mT).softmax(-1) @ q
