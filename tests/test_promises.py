@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import itnet
+from itnet_compiler.ir.attention import Attention
 from itnet_compiler.unified import program_of
 from tests import foreign
 
@@ -32,10 +33,22 @@ def gradients(model, args, kwargs):
     return found
 
 
-def same(first, second, rtol=0.0):
+def same(first, second, unified=None, bound=1e-5):
+    """Bit-equal; where ``unified`` runs other kernels, within ``bound`` as one vector (relative L2)."""
     assert len(first) == len(second)
+    others = unified is not None and any(isinstance(node.kernel, Attention) for node in unified.integrals.values())
     for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol, equal_nan=True)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        if not others:
+            torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True)
+    if others:
+        expected, found = (torch.cat([t.detach().double().flatten() for t in each]) for each in (first, second))
+        assert torch.equal(expected.isnan(), found.isnan())
+        assert float((expected - found).nan_to_num().norm() / expected.nan_to_num().norm()) <= bound
+
+
+# Rounding of the forward pass, carried back through the network.
+_GRADIENTS = 1e-3
 
 
 def resize(value, rows):
@@ -65,17 +78,17 @@ class Promises:
     def test_same_forward_and_gradients_in_eval_mode(self, built):
         model, unified, args, kwargs = built
         assert not program_of(unified).current.refused
-        same(call(model, args, kwargs), call(unified, args, kwargs))
+        same(call(model, args, kwargs), call(unified, args, kwargs), unified)
         expected, found = gradients(model, args, kwargs), gradients(unified, args, kwargs)
         assert expected.keys() == found.keys()
-        same(list(expected.values()), list(found.values()))
+        same(list(expected.values()), list(found.values()), unified, _GRADIENTS)
 
     def test_other_batch_sizes_run_the_same_graph(self, built):
         model, unified, args, kwargs = built
         before = len(program_of(unified).variants)
         for rows in ([0, 1, 0, 1, 0], [1]):
             other = resize((args, kwargs), rows)
-            same(call(model, *other), call(unified, *other))
+            same(call(model, *other), call(unified, *other), unified)
         assert len(program_of(unified).variants) == before
 
     def test_same_checkpoint(self, built):
@@ -93,10 +106,10 @@ class Promises:
         first = copy.deepcopy(model)
         second = itnet.unify(model, args, example_kwargs=kwargs, copy=True)
         first.train(), second.train()
-        same(call(first, args, kwargs), call(second, args, kwargs))
-        same(list(first.buffers()), list(second.buffers()))
+        same(call(first, args, kwargs), call(second, args, kwargs), second)
+        same(list(first.buffers()), list(second.buffers()), second)
         expected, found = gradients(first, args, kwargs), gradients(second, args, kwargs)
-        same(list(expected.values()), list(found.values()))
+        same(list(expected.values()), list(found.values()), second, _GRADIENTS)
 
 
 @each(name for name in foreign.names() if name in foreign.THOROUGH)
@@ -104,7 +117,7 @@ class TestForeignNetworks(Promises):
     def test_same_forward_without_gradients(self, built):
         model, unified, args, kwargs = built
         with torch.no_grad():  # nn.Transformer* and MultiheadAttention take other kernels here
-            same(call(model, args, kwargs), call(unified, args, kwargs))
+            same(call(model, args, kwargs), call(unified, args, kwargs), unified)
 
     def test_every_rewrite_is_verified(self, built):
         _, unified, _, _ = built

@@ -30,23 +30,28 @@ class Step:
 
     Attributes:
         kind: ``times`` (s·a), ``over`` (s/a), ``plus`` (s + a), ``minus`` (s − a), ``fill`` (number where the operand
-            is true), ``keep`` (number where it is false), ``tanh``, ``nan_to_num`` or ``dropout`` (with probability
+            is true), ``keep`` (number where it is false), ``causal`` (−∞ where the second label of ``layout`` is beyond
+            the first), ``tanh``, ``nan_to_num`` or ``dropout`` (with probability
             ``number``).
         number: a, where it is no operand; what is filled in.
         role: The operand, where there is one.
         layout: Of that operand.
+        pattern: What the operand lets through, where that is proven: ``padding``, ``window of 2 before …``
     """
 
     kind: str
     number: float | None = None
     role: str = ""
     layout: str = ""
+    pattern: str = ""
 
     def __str__(self) -> str:
         of = self.role or (f"{self.number:.6g}" if self.number is not None else "")
         texts = {"times": f"·{of}", "over": f"/{of}", "plus": f"+{of}", "minus": f"-{of}", "dropout": f"dropout={of}"}
         if self.kind in ("fill", "keep"):
-            return f"{self.number:.3g} {'where' if self.kind == 'fill' else 'unless'} {self.role}"
+            texts[self.kind] = f"{self.number:.3g} {'where' if self.kind == 'fill' else 'unless'} {self.role}"
+        if self.pattern:
+            return f"{texts[self.kind]}: {self.pattern}"
         return texts.get(self.kind, self.kind)
 
 
@@ -201,6 +206,11 @@ class Attention(Kernel):
         scores = scores.reshape([sizes[label] if label in own else 1 for label in order])
         scores = scores.expand([sizes[label] for label in order])
         for step in self.steps:
+            if step.kind == "causal":
+                later = torch.ones([sizes[label] for label in step.layout.split()], dtype=torch.bool).triu(1)
+                shape = [sizes[label] if label in step.layout.split() else 1 for label in order]
+                scores = scores.masked_fill(later.to(scores.device).reshape(shape), -math.inf)
+                continue
             scores = _apply(step, scores, spread(step.role) if step.role else None)
         flat = scores.reshape([*(sizes[label] for label in labels.batch), *self._lengths(sizes)])
         weights = normalised(flat, zero=False)
@@ -260,6 +270,7 @@ class Attention(Kernel):
         scale, mask = Step("times", 0.3), Step("plus", role="mask", layout="b 1 i j")
         hidden = Step("keep", -math.inf, "seen", "b 1 1 j")
         kept = Step("keep", -65504.0, "seen", "i j")
+        causal = Step("causal", layout="i j")
         cap = (Step("times", 0.1), Step("tanh"), Step("times", 10.0))
         sizes = {"b": 2, "h": 3, "g": 2, "i": 5, "j": 7, "c": 4, "e": 6, "i1": 3, "i2": 2, "j1": 2, "j2": 4}
         cases = [
@@ -277,6 +288,10 @@ class Attention(Kernel):
             replace(plain, steps=(replace(mask, kind="minus"), scale)),
             replace(plain, after=(Step("times", role="factor", layout="b 1 i j"),)),
             replace(plain, steps=(hidden,), after=(Step("nan_to_num"),)),
+            replace(plain, steps=(scale, causal)),
+            replace(plain, steps=(causal, mask), returns_weights=True),
+            replace(heads, steps=(causal, scale)),
+            cls("b h g i c", "b h j c", "b h j e", "b h g i e", "b h g i j", steps=(causal,)),
             replace(plain, steps=(mask,), returns_weights=True),
             replace(heads, steps=(scale,)),
             replace(heads, steps=(Step("plus", role="mask", layout="(b h) i j"),)),
@@ -303,7 +318,7 @@ class Attention(Kernel):
         extents = [sizes, sizes | {"i": 63, "j": 7}, sizes | {"i": 1, "j": 1}, sizes | {"i": 0}, sizes | {"b": 0}]
         found = []
         for number, (kernel, size) in enumerate(product(cases, extents)):
-            if number % len(extents) == 0 or kernel in (cases[2], cases[5], cases[15], cases[18]):
+            if number % len(extents) == 0 or kernel in (cases[2], cases[5], cases[7], cases[12], cases[19], cases[22]):
                 fixed = replace(kernel, sizes=tuple((label, size[label]) for label, _ in kernel.sizes))
                 found.append(Sample(Spec(fixed, Keys(), "attention", tuple(fixed.layouts)), fixed._draws(size)))
         return found

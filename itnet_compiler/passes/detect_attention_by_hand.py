@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from torch import Tensor
 from torch.fx import Node
 
 from ..ir.attention import Attention, Step
@@ -13,6 +14,7 @@ from ..ir.kernel import Spec
 from ..ir.layout import shown
 from .attention_form import Found, Leaf, find
 from .labels import Axes, Tracer
+from .mask_patterns import Condition, read
 from .match import Match, Proposal, propose, rule, value_of
 
 __all__ = ["attention_by_hand"]
@@ -31,8 +33,9 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
         value_of(node).dtype == value_of(found.value.node).dtype, "the result has another dtype than the values", node
     )
     second, weights = _weights_used_elsewhere(node, found, match)
-    region = sorted(set(found.region))
     naming = _Naming(found)
+    _prove_masks(found, naming)
+    region = sorted(set(found.region))
     steps, operands = naming.steps(found.steps, "mask")
     after, more = naming.steps(found.after, "factor")
     leaves = {"query": found.query, "key": found.key, "value": found.value} | operands | more
@@ -58,7 +61,8 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
         order = [label for axis in naming.layout(weights) for label in axis]
         drawn = [*labels.batch, *labels.queries, *labels.keys]
         match.require(order == drawn, "dropout draws for weights with their axes in another order", node)
-    spec = Spec(kernel, Keys(), "attention", tuple(leaves))
+    causal = any(step.kind == "causal" for step in kernel.steps)
+    spec = Spec(kernel, Keys(causal=causal), "attention", tuple(leaves))
     outputs = (node,) if second is None else (node, second)
     return propose(spec, {role: leaf.node for role, leaf in leaves.items()}, *region, outputs=outputs)
 
@@ -76,6 +80,60 @@ def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Nod
         match.require(done == 0, "the weights are used elsewhere before something is done to them", one)
         return one, axes
     return None, found.weights
+
+
+# Numbers below this in place of a score, or added to one, hide the position.
+_HIDES = -9999.0
+
+
+def _prove_masks(found: Found, naming: _Naming) -> None:
+    """Say of each mask what it is proven to let through; a causal one that is alone becomes a step of its own."""
+    places = [place for place, (step, leaf) in enumerate(found.steps) if step.kind in _MASKS and leaf is not None]
+    for place in places:
+        step, leaf = found.steps[place]
+        assert leaf is not None
+        visible = _visible(step, leaf, found.tracer)
+        query, key = naming.one_query, naming.one_key
+        if visible is None or query is None or key is None:
+            pattern = "padding" if step.kind in ("fill", "keep") and naming.is_padding(leaf) else ""
+        else:
+            if len(places) == 1 and visible.is_causal(query, key):
+                found.steps[place] = (Step("causal", layout=naming.text(((query,), (key,)))), None)
+                found.region += _making(leaf.node)
+                return
+            pattern = visible.describe(query, key)
+        found.steps[place] = (replace(step, pattern=pattern), leaf)
+
+
+def _making(node: Node) -> list[Node]:
+    """A node that is made of numbers alone with all that makes it."""
+    found: dict[Node, None] = {}
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        found[one] = None
+        waiting += [source for source in one.all_input_nodes if isinstance(value_of(source), Tensor)]
+    return list(found)
+
+
+_MASKS = ("fill", "keep", "plus", "minus")
+
+
+def _visible(step: Step, leaf: Leaf, tracer: Tracer) -> Condition | None:
+    """Which scores a mask leaves as they are, where that is proven."""
+    pattern = read(leaf.node, leaf.axes, tracer)
+    if pattern is None or step.kind == "minus":
+        return None
+    if step.kind == "plus":
+        hidden = pattern.where(lambda value: value <= _HIDES)
+        others = pattern.where(lambda value: value == 0.0)
+        return others if hidden is not None and others is not None else None
+    if step.number is None or step.number > _HIDES:
+        return None
+    hidden = pattern.where(bool)
+    if hidden is None:
+        return None
+    return hidden.inverse() if step.kind == "fill" else hidden
 
 
 def _merged(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -99,7 +157,7 @@ class _Naming:
         assert found.key is not None
         assert found.value is not None
         self._tracer = tracer
-        query, key, value = (set(tracer.flat(leaf.axes)) for leaf in (found.query, found.key, found.value))
+        key, value = (set(tracer.flat(leaf.axes)) for leaf in (found.key, found.value))
         output, weights = tracer.flat(found.output), tracer.flat(found.weights)
         keys = [label for label in weights if label not in output]
         queries = [label for label in weights if label in output and label not in key | value]
@@ -114,7 +172,14 @@ class _Naming:
                 else:
                     name = letters if len(group) == 1 else f"{letters}{place + 1}"
                 self._names[label] = name
-        del query
+        self.one_query = queries[0] if len(queries) == 1 else None
+        self.one_key = keys[0] if len(keys) == 1 else None
+        self._queries, self._keys = set(queries), set(keys)
+
+    def is_padding(self, leaf: Leaf) -> bool:
+        """Whether a mask depends on keys but not on queries."""
+        own = set(self._tracer.flat(leaf.axes))
+        return bool(own & self._keys) and not own & self._queries
 
     def layout(self, axes: Axes) -> tuple[tuple[str, ...], ...]:
         """Axes in names."""

@@ -114,6 +114,7 @@ class Effects:
             self.writes.append((index, frozenset(self._storage(node) for node in written)))
 
     def _storage(self, node: Node) -> Node:
+        self._parent.setdefault(node, node)  # an integral made since has storage of its own
         while self._parent[node] is not node:
             self._parent[node] = self._parent[self._parent[node]]
             node = self._parent[node]

@@ -131,7 +131,7 @@ def _region_problem(proposal: Proposal, effects: Effects) -> str | None:
     for node in proposal.region:
         if node not in outputs and not is_made(node) and any(user not in inside for user in node.users):
             return f"the intermediate value {node.name} is used elsewhere"
-    obstacle = effects.obstacle(proposal.region)
+    obstacle = effects.obstacle(node for node in proposal.region if not is_made(node))
     if obstacle is not None:
         return obstacle[0]
     followers = _followers(proposal)

@@ -94,6 +94,8 @@ class Tracer:
             found = _permuted(node, source, axes)
         elif name in _RESHAPES and value_of(source).dtype == value_of(node).dtype:
             found = self.regrouped(axes, shape_of(source))
+        elif name == "slice":
+            found = axes if shape_of(source) == shape_of(node) and given.get("start") in (None, 0) else None
         elif name == "unsqueeze":
             place = given["dim"] % len(axes)
             found = axes[:place] + axes[place + 1 :]

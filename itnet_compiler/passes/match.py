@@ -65,10 +65,25 @@ def value_of(node: Node) -> Any:
 
 
 def is_made(node: Node) -> bool:
-    """Whether a node makes a tensor out of numbers alone (``full``, ``arange`` …)."""
-    return node.op == "call_function" and not any(
-        isinstance(value_of(source), torch.Tensor) for source in node.all_input_nodes
-    )
+    """Whether a node's value is made out of numbers and sizes alone (``full``, ``arange``, comparisons of them)."""
+    seen: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        target = one.target
+        if one.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+            return False
+        if torch.Tag.nondeterministic_seeded in target.tags or len(seen) > _MOST_MADE:
+            return False
+        waiting += [source for source in one.all_input_nodes if isinstance(value_of(source), torch.Tensor)]
+    return True
+
+
+# A mask is made in fewer steps.
+_MOST_MADE = 64
 
 
 def shape_of(node: Node) -> tuple[Any, ...]:

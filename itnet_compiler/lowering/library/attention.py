@@ -39,6 +39,7 @@ class FusedForm:
         hidden: Steps ``fill`` and ``keep``.
         number: What the scores of hidden positions are.
         zero: Whether a query that sees nothing gives 0, as the fused operator has it.
+        causal: Steps ``causal``.
     """
 
     scale: float = 1.0
@@ -47,6 +48,7 @@ class FusedForm:
     hidden: list[Step] = field(default_factory=list)
     number: float = -math.inf
     zero: bool = False
+    causal: list[Step] = field(default_factory=list)
 
 
 def fused_form(kernel: Attention) -> FusedForm | str:
@@ -78,8 +80,12 @@ def fused_form(kernel: Attention) -> FusedForm | str:
                 return f"{number:.3g} in place of a score is not negligible"
             form.hidden.append(step)
             form.number = number
+        elif step.kind == "causal":
+            form.causal.append(step)
         elif step.kind != "plus":
             return f"{step.kind} of the scores"
+    if form.causal and (form.added or form.hidden or len(form.causal) > 1):
+        return "a causal mask and another one"
     return form
 
 
@@ -136,7 +142,8 @@ class _Writer:
             factor = self._operand(step, (*lead, queries, ()))
             self.put("q", f"q {_SIGNS[step.kind]} {factor}.to(q.dtype)")
         mask = self._mask(form, (*lead, queries, labels.keys))
-        self.put("y", f"attention(q, k, v, {mask}, 0.0, False, scale={form.scale!r}, enable_gqa={bool(shared)})")
+        flags = f"0.0, {bool(form.causal)}, scale={form.scale!r}, enable_gqa={bool(shared)}"
+        self.put("y", f"attention(q, k, v, {mask}, {flags})")
         if mask == "m" and form.number == -math.inf and not form.zero:
             self.put("y", "without_keys(y, m)")
         self.give("y", (*lead, queries, labels.features))
@@ -148,7 +155,7 @@ class _Writer:
         stay heads, so that it need not be repeated.
         """
         batch, queries = self.labels.batch, self.labels.queries
-        masks = [step for step, _ in form.added] + form.hidden
+        masks = [step for step, _ in form.added] + form.hidden + form.causal
         told = {label for step in masks for label in labels_of(parse(step.layout))}
         shared = tuple(label for label in queries if label not in told) if masks else ()
         if shared and len(shared) < len(queries):
@@ -224,6 +231,13 @@ class _Writer:
         return self.arranger.arranged(step.role, target) if step.layout else step.role
 
     def _step(self, name: str, step: Step, scores: Layout) -> None:
+        if step.kind == "causal":
+            layout = parse(step.layout)
+            sizes = ", ".join(self.arranger.extent(label) for label in labels_of(layout))
+            self.put("later", f"ones({sizes}, dtype=bool, device=query.device).triu(1)")
+            later = self.arranger.arranged("later", scores, layout=layout)
+            self.put(name, f"{name}.masked_fill({later}, -inf)")
+            return
         operand = self._operand(step, scores) if step.role else repr(step.number)
         if step.kind in _SIGNS:
             self.put(name, f"{name} {_SIGNS[step.kind]} {operand}")
@@ -250,10 +264,11 @@ def _wide_softmax(scores: Tensor) -> Tensor:
 
 _SIGNS = {"times": "*", "over": "/", "plus": "+", "minus": "-"}
 _functions = torch._C._VariableFunctions
-_NAMES = {name: getattr(_functions, name) for name in ("matmul", "softmax", "dropout", "tanh", "nan_to_num")}
+_NAMES = {name: getattr(_functions, name) for name in ("matmul", "softmax", "dropout", "tanh", "nan_to_num", "ones")}
 _NAMES |= {
     "attention": torch._C._nn.scaled_dot_product_attention,
     "without_keys": _without_keys,
     "wide_softmax": _wide_softmax,
+    "bool": torch.bool,
     "inf": math.inf,
 }
