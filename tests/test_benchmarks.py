@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 import itnet
-from benchmarks import capture_time, gpu, measure, overhead, zoo
+from benchmarks import capture_time, gpu, measure, overhead
+from benchmarks.zoo import catalog, document, examine, run
 
 
 def test_alternate_gives_everybody_the_same_number_of_rounds():
@@ -47,10 +50,80 @@ def test_capture_time_row():
     assert compared > 0
 
 
-def test_zoo_row():
-    row = zoo.row("bilstm_tagger")
-    line = dict(zip(zoo.HEADER, row, strict=True))
-    assert (line["captured"], line["families"], line["largest difference"]) == ("whole", "1 gated", "0")
+def test_the_zoo_lists_every_network_once():
+    pytest.importorskip("transformers")
+    names = catalog.names()
+    assert len(names) == len(set(names)) > 600
+    assert set(catalog.QUICK) <= set(names)
+    assert {catalog.library_of(name) for name in names} == set(catalog.LIBRARIES)
+    assert set(catalog.QUICK) < set(catalog.sample(150)) < set(names)
+    assert catalog.family_of("timm/repvgg_a0") == "byobnet"
+
+
+def test_zoo_record_of_one_network(tmp_path):
+    examine.main(["torch/bilstm_tagger", str(tmp_path / "record.json")])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert (record["status"], record["captured"], record["families"]) == ("unified", "whole", {"gated": 1})
+    assert (record["forward_error"], record["gradient_error"], record["equal"]) == (0, 0, True)
+    assert (record["coverage"], record["softmax_left"], document.shortfall(record)) == (1, 0, "")
+
+
+def test_zoo_goes_on_where_it_was_broken_off(tmp_path):
+    file, seen, said = tmp_path / "zoo.jsonl", [], []
+
+    def examine_none(name, seconds):
+        seen.append(name)
+        return {"name": name, "status": "failed", "attention": "sdpa", "error": ""}
+
+    options = dict(jobs=1, say=said.append, examine=examine_none)
+    run.run(["torch/a"], file, **options, both=False)
+    file.write_text(file.read_text() + '{"name": "torch/b", "sta')  # ended while writing
+    run.run(["torch/a", "torch/b"], file, **options)
+    assert seen == ["torch/a", "torch/a@eager", "torch/b", "torch/b@eager"]
+    assert set(run.read([file])) == set(seen)
+    run.run(["torch/a"], file, **options, again=True, both=False)
+    assert seen[-1] == "torch/a"
+    assert len(said) == 5
+
+
+def test_zoo_ends_a_network_that_takes_too_long():
+    record = run.examine_apart("torch/bilstm_tagger", seconds=0.2)
+    assert (record["library"], record["status"]) == ("torch", "does not run")
+    assert "time limit of 0.2 s" in record["error"]
+
+
+def _record(name, **known):
+    found = dict(captured="whole", families={"softmax": 2}, coverage=1.0, equal=True, softmax_found=2, softmax_left=0)
+    errors = dict(forward_error=0.0, gradient_error=2e-7, own_repeat=0.0, time_ratio=1.01)
+    empty = dict(softmax_reasons=[], unmatched=[], reasons=[], share=1.0, status="unified")
+    return dict(name=name, library=name.partition("/")[0]) | found | errors | empty | known
+
+
+def test_zoo_document():
+    refused = [["fuse_attention: the mask is learned", 1]]
+    records = [
+        _record("timm/good"),
+        _record("timm/apart", captured="3 parts", share=0.5),
+        _record("transformers/left@eager", softmax_found=1, softmax_left=1, softmax_reasons=refused),
+        _record("transformers/wrong", equal=False, forward_error=0.5, gradient_error=0.25),
+        _record("transformers/late", status="failed", error="time limit of 300 s at the stage: unify"),
+        _record("transformers/broken", status="does not run", error="ValueError: a | b"),
+        _record("transformers/thin", coverage=0.5, unmatched=[[4, "cumsum", "cumsum over a position axis"]]),
+    ]
+    page = document.render(records, known=9)
+    assert "6 of the 9 networks" in page
+    assert "| good | whole | 2 softmax | 100% | 0 | 2e-07 | 1.01 |" in page
+    assert "| apart | 3 parts, 50% |" in page
+    assert "| timm | 2 | 2 of 2 (100.0%) | 1 of 2 (50.0%) | 100.0% | 4 of 4 (100.0%) |  | 1.01 |" in page
+    assert "| transformers | 4 (1 more do not run) | 2 of 4 (50.0%) |" in page
+    assert "`transformers/left@eager`: 1 softmax block left: 1× fuse_attention: the mask is learned" in page
+    assert "`transformers/wrong`: differs by 5.0e-01" in page
+    assert "a \\| b" in page
+    assert "coverage 50%: 4× `cumsum`" in page
+    assert [record["name"] for record in records if document.is_wrong(record)] == [
+        "transformers/wrong",
+        "transformers/late",
+    ]
 
 
 def test_without_a_gpu_it_says_so(capsys):

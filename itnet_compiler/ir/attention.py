@@ -37,6 +37,7 @@ class Step:
         role: The operand, where there is one.
         layout: Of that operand.
         pattern: What the operand lets through, where that is proven: ``padding``, ``window of 2 before …``
+        hides: Whether an operand that is added may hold −∞, or numbers so low that they hide a position.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Step:
     role: str = ""
     layout: str = ""
     pattern: str = ""
+    hides: bool = False
 
     def __str__(self) -> str:
         of = self.role or (f"{self.number:.6g}" if self.number is not None else "")
@@ -267,7 +269,7 @@ class Attention(Kernel):
         plain = cls("b h i c", "b h j c", "b h j e", "b h i e", "b h i j")
         heads = cls("b i (h c)", "b j (h c)", "b j (h e)", "b i (h e)", "b h i j", sizes=(("h", 3),))
         flat = cls("b i c", "b j c", "b j e", "b i e", "b i j")
-        scale, mask = Step("times", 0.3), Step("plus", role="mask", layout="b 1 i j")
+        scale, mask = Step("times", 0.3), Step("plus", role="mask", layout="b 1 i j", hides=True)
         hidden = Step("keep", -math.inf, "seen", "b 1 1 j")
         kept = Step("keep", -65504.0, "seen", "i j")
         causal = Step("causal", layout="i j")

@@ -14,7 +14,7 @@ from ..ir.kernel import Spec
 from ..ir.layout import shown
 from .attention_form import Found, Leaf, find
 from .labels import Axes, Tracer
-from .mask_patterns import Condition, read
+from .mask_patterns import Condition, may_hide, read
 from .match import Match, Proposal, propose, rule, value_of
 
 __all__ = ["attention_by_hand"]
@@ -102,7 +102,8 @@ def _prove_masks(found: Found, naming: _Naming) -> None:
                 found.region += _making(leaf.node)
                 return
             pattern = visible.describe(query, key)
-        found.steps[place] = (replace(step, pattern=pattern), leaf)
+        hides = step.kind in ("plus", "minus") and may_hide(leaf.node)
+        found.steps[place] = (replace(step, pattern=pattern, hides=hides), leaf)
 
 
 def _making(node: Node) -> list[Node]:

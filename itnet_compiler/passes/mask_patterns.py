@@ -22,7 +22,7 @@ from .labels import Axes, Tracer
 from .match import bind, value_of
 from .operators import operator_name
 
-__all__ = ["Condition", "Pattern", "read"]
+__all__ = ["Condition", "Pattern", "may_hide", "read"]
 
 # ((label, factor), …), constant: Σ factor·position(label) + constant ≥ 0
 Atom = tuple[tuple[tuple[str, int], ...], int]
@@ -92,6 +92,34 @@ def read(node: Node, axes: Axes, tracer: Tracer) -> Pattern | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return found if isinstance(found, Pattern) else None
+
+
+def may_hide(node: Node) -> bool:
+    """Whether a tensor may hold −∞ or very low numbers: it is an input or a buffer, or made with such a number.
+
+    What comes out of a layer with weights is a bias.
+    """
+    waiting, seen = [node], set[Node]()
+    while waiting:
+        one = waiting.pop()
+        if one in seen or not isinstance(value_of(one), Tensor):
+            continue
+        seen.add(one)
+        if one.op == "placeholder" or len(seen) > 200:
+            return True
+        if one.op == "get_attr":
+            if not value_of(one).requires_grad:
+                return True
+            continue
+        if any(isinstance(value, (int, float)) and abs(value) >= _LOW for value in (*one.args, *one.kwargs.values())):
+            return True
+        if one.op == "call_function" and operator_name(one) not in _WEIGHTED:
+            waiting += one.all_input_nodes
+    return False
+
+
+_LOW = 9999.0
+_WEIGHTED = frozenset("linear embedding conv1d conv2d conv3d matmul bmm einsum mm addmm baddbmm layer_norm".split())
 
 
 @dataclass(frozen=True)

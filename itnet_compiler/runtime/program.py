@@ -277,15 +277,19 @@ class Program:
             return self.run(variant, self.reader.read(args, kwargs).leaves)
 
         try:
-            return run_trial(self.root, self.plain, graph, call.args, call.kwargs, gradients=gradients)
+            options: dict[str, Any] = {"gradients": gradients, "code": self._code}
+            return run_trial(self.root, self.plain, graph, call.args, call.kwargs, **options)
         except Exception as error:
             debug(SUMMARY, "trial run failed: %s: %s", type(error).__name__, error)
             return None
 
     def plain(self, *args: Any, **kwargs: Any) -> Any:
         """The original code, with that of all boundaries below."""
+        return self._code(self.root, *args, **kwargs)
+
+    def _code(self, root: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with plainly():
-            return self.original(self.root, *args, **kwargs)
+            return self.original(root, *args, **kwargs)
 
     def fail(self, call: Call, error: ItnetError) -> None:
         """Remember that a call of this kind cannot be captured, and why."""

@@ -89,3 +89,23 @@ def test_a_backward_that_fails_is_said():
 
     found = trial(Broken.apply, Broken.apply, X.clone().requires_grad_())
     assert found.equal and "backward fails" in found.describe()
+
+
+def test_what_magnifies_rounding_is_decided_in_float64():
+    """Scores of a billion: the original is off by more than the bound, and another exact evaluation differs from it."""
+    scale = nn.Linear(4, 4, bias=False)
+
+    def original(module, x):
+        return (module(x) + 1e9).softmax(-1)
+
+    def exact(x):
+        return scale(x).softmax(-1)
+
+    def wrong(x):
+        return (2 * scale(x)).softmax(-1)
+
+    x = torch.randn(3, 4)
+    code = lambda x: original(scale, x)  # noqa: E731
+    assert not run_trial(scale, code, exact, (x,), {}).equal
+    assert run_trial(scale, code, exact, (x,), {}, gradients=True, code=original).equal
+    assert not run_trial(scale, lambda x: exact(x), wrong, (x,), {}, code=lambda module, x: module(x).softmax(-1)).equal

@@ -144,7 +144,8 @@ class _Writer:
         mask = self._mask(form, (*lead, queries, labels.keys))
         flags = f"0.0, {bool(form.causal)}, scale={form.scale!r}, enable_gqa={bool(shared)}"
         self.put("y", f"attention(q, k, v, {mask}, {flags})")
-        if mask == "m" and form.number == -math.inf and not form.zero:
+        hides = (form.hidden and form.number == -math.inf) or any(step.hides for step, _ in form.added)
+        if hides and not form.zero:
             self.put("y", "without_keys(y, m)")
         self.give("y", (*lead, queries, labels.features))
 
@@ -192,7 +193,10 @@ class _Writer:
         for step in form.hidden:
             text = self.arranger.arranged(step.role, scores)
             allowed.append(text if step.kind == "keep" else f"~{text}")
+        hides = any(step.hides for step, _ in form.added)
         if not allowed:
+            if hides:
+                self.put("m", "shifted(m)")
             return "m"
         self.put("seen", " & ".join(allowed))
         if form.number != -math.inf:
@@ -203,6 +207,8 @@ class _Writer:
                 self.put("m", "m.masked_fill(none, 0.0)")
             self.put("q", "q.masked_fill(none, 0.0)")
         self.put("m", "m.masked_fill(~seen, -inf)" if parts else "seen")
+        if parts and hides:
+            self.put("m", "shifted(m)")
         return "m"
 
     # ── products and a softmax
@@ -256,6 +262,18 @@ def _without_keys(output: Tensor, mask: Tensor) -> Tensor:
     return output.masked_fill(nothing, math.nan)
 
 
+def _shifted(mask: Tensor) -> Tensor:
+    """Rows of nothing but very low numbers raised to 0, which changes no weight.
+
+    Otherwise the scores drown in them, and the backward of the fused operator takes exp of a difference that is lost.
+    """
+    peak = mask.detach().amax(-1, keepdim=True)
+    return mask - peak.masked_fill((peak > _LOW) | (peak == -math.inf), 0.0)
+
+
+_LOW = -9999.0
+
+
 def _wide_softmax(scores: Tensor) -> Tensor:
     if scores.dtype in (torch.float16, torch.bfloat16):
         return _functions.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
@@ -268,6 +286,7 @@ _NAMES = {name: getattr(_functions, name) for name in ("matmul", "softmax", "dro
 _NAMES |= {
     "attention": torch._C._nn.scaled_dot_product_attention,
     "without_keys": _without_keys,
+    "shifted": _shifted,
     "wide_softmax": _wide_softmax,
     "bool": torch.bool,
     "inf": math.inf,
