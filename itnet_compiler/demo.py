@@ -21,21 +21,25 @@ from .unify import unify
 __all__ = ["DigitReader", "run"]
 
 EPOCHS, FURTHER_EPOCHS = 10, 4
+# Of the largest value: float32 sums in another order.
+_ROUNDING = 1e-5
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention as people write it today."""
+    """Multi-head self-attention written out, as most networks have it."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.scale = heads, (width // heads) ** -0.5
         self.qkv = nn.Linear(width, 3 * width)
+        self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x``: [batch, tokens, width]; returns the same shape."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        scores = q @ k.transpose(-2, -1) * self.scale
+        y = self.dropout(scores.softmax(dim=-1)) @ v
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -94,7 +98,7 @@ def run(stream: TextIO) -> int:
         say("\n4. The same function")
         with torch.no_grad():
             expected, found = original(test_x), unified(test_x)
-        same_bits = torch.equal(expected, found)
+        same_logits = torch.allclose(expected, found, rtol=_ROUNDING, atol=_ROUNDING)
         right_unified = _right(unified, test_x, test_y)
         say(f"   test digits right: {right} before, {right_unified} after")
         say(f"   logits: {_verdict(expected, found)}")
@@ -114,7 +118,7 @@ def run(stream: TextIO) -> int:
         say(f"   weights afterwards: {_verdict(*weights)}")
 
     close = torch.allclose(torch.tensor(before), torch.tensor(after), rtol=1e-3, atol=1e-5)
-    if same_bits and right == right_unified and list(state) == list(state_unified) and close:
+    if same_logits and right == right_unified and list(state) == list(state_unified) and close:
         return 0
     say("\nThe unified network does not compute what the original computes. This is a bug: please report it.")
     return 1
@@ -160,6 +164,8 @@ def _right(model: nn.Module, images: Tensor, labels: Tensor) -> int:
 def _verdict(before: Tensor, after: Tensor) -> str:
     if torch.equal(before, after):
         return "equal bit for bit"
+    if float((before - after).abs().max()) <= _ROUNDING * float(before.abs().max()):
+        return "equal up to rounding"
     return f"differ by at most {(before - after).abs().max().item():.1e}"
 
 

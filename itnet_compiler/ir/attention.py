@@ -151,15 +151,29 @@ class Attention(Kernel):
         return next((float(step.number or 0.0) for step in (*self.after, *self.steps) if step.kind == "dropout"), 0.0)
 
     def describe(self) -> str:
-        """``softmax(scale=0.125, + mask) q[b i c] k[b j c] v[b j e] → b i e``."""
-        head = [f"scale={self.scale:.6g}"] if self.scale != 1.0 else []
+        """``softmax(scale=0.125, +mask)``, with the layouts where they are not those of the fused operator."""
+        first = [f"scale={self.scale:.6g}"] if self.scale != 1.0 else []
         rest = list(self.steps)
         while rest and rest[0].kind == "times" and rest[0].number is not None:
             rest.pop(0)
-        parts = [*head, *map(str, rest), *(f"then {step}" for step in self.after)]
+        parts = [*first, *map(str, rest), *(f"then {step}" for step in self.after)]
         parts += ["returns_weights"] if self.returns_weights else []
-        form = f"(q[{self.query}] k[{self.key}] v[{self.value}] -> [{self.output}])"
-        return f"{self.family}({', '.join(parts)}) {form}" if parts else f"{self.family} {form}"
+        text = f"{self.family}({', '.join(parts)})" if parts else self.family
+        layouts = f"(q[{self.query}] k[{self.key}] v[{self.value}] -> [{self.output}])"
+        return text if self._is_plain() else f"{text} {layouts}"
+
+    def _is_plain(self) -> bool:
+        """Whether the layouts are those of the fused operator: (…, L, D), (…, S, D), (…, S, V) → (…, L, V)."""
+        labels = self.labels
+        ends = {
+            "query": (labels.queries, labels.channels),
+            "key": (labels.keys, labels.channels),
+            "value": (labels.keys, labels.features),
+        }
+        batch = tuple((label,) for label in labels.batch)
+        layouts = self.layouts | {"output": parse(self.output)}
+        ends["output"] = (labels.queries, labels.features)
+        return all(layouts[role] == (*batch, *end) for role, end in ends.items())
 
     def properties(self, domain: Domain) -> frozenset[str]:
         """Linear in the values; normalised where nothing happens to the weights."""

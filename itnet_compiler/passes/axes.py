@@ -21,6 +21,7 @@ from torch.fx import Graph, Node
 
 from ..ir.attention import Attention
 from ..ir.layout import parse
+from ..ir.mixing import Mixing
 from . import axis_views  # noqa: F401 - registers its rules
 from .axis_algebra import Axis, AxisRole, axis
 from .axis_layers import conv_like, recurrent, scaled_attention
@@ -121,7 +122,10 @@ class Analysis:
         source = self(operands.get("input"))
         kernel, family = spec.kernel, spec.kernel.family
         first = value if isinstance(value, Tensor) else value[0]
-        if family == "stationary" or (family == "dense" and kernel.weights != "uniform"):
+        if isinstance(kernel, Mixing):
+            place = len(source) - (2 if kernel.left else 1)
+            found = [*source[:place], axis(first.shape[place], AxisRole.POSITION), *source[place + 1 :]]
+        elif family == "stationary" or (family == "dense" and kernel.weights != "uniform"):
             found = conv_like(source, list(first.shape), spec.domain.rank, new_features="weight" in operands)
         elif family == "dense":
             axes = {place % len(source) for place in kernel.axes}

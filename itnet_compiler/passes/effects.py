@@ -136,11 +136,16 @@ class Effects:
         if len(nodes) == 1:
             return None
         first, last = self._order[nodes[0]], self._order[nodes[-1]]
-        touched = {self._storage(n) for node in nodes for n in (node, *node.all_input_nodes)}
         by_index = {index: node for node, index in self._order.items()} if self.writes or self.random else {}
         for index, storages in self.writes:
             writer = by_index[index]
-            if first < index < last and writer not in inside and storages & touched:
+            if not first < index < last or writer in inside:
+                continue
+            # The one node reads everything where the last one stood: what was read before the write would change.
+            before = {
+                self._storage(n) for node in nodes if self._order[node] < index for n in (node, *node.all_input_nodes)
+            }
+            if storages & before:
                 return f"{op_name(writer)} writes in place to a tensor of the region while it is computed", writer
         if any(is_random(node) for node in inside):
             for index in self.random:
