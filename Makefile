@@ -63,10 +63,10 @@ format: $(DEV_STAMP)  ## format and sort imports
 bench: $(DEV_STAMP)  ## overhead and capture time, as in README.md (about 20 minutes; ARGS=--quick for 3)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
-zoo: $(DEV_STAMP)  ## unify every network the tests know and print what was recognised
+zoo: $(DEV_STAMP)  ## unify about 1000 networks, resumably (hours; ARGS="--sample --write" for 40 minutes and docs/models.md)
 	@$(BIN)/python -m benchmarks.zoo $(ARGS)
 
-zoo-quick: $(DEV_STAMP)  ## the same for one small network of each library
+zoo-quick: $(DEV_STAMP)  ## the same for 25 networks unlike each other (about ten minutes)
 	@$(BIN)/python -m benchmarks.zoo --quick $(ARGS)
 
 readme: $(DEV_STAMP)  ## put the output of the demo into README.md (the tables: make bench ARGS=--write)

@@ -15,10 +15,11 @@ from tests import foreign
 from tests.foreign import hard
 from tests.foreign.registry import Built, prepare
 
-__all__ = ["EAGER", "QUICK", "build", "family_of", "library_of", "names", "sample"]
+__all__ = ["EAGER", "LIBRARIES", "QUICK", "build", "family_of", "library_of", "names", "sample"]
 
 # After a name: with softmax attention written out instead of scaled_dot_product_attention.
 EAGER = "@eager"
+LIBRARIES = foreign.GROUPS
 # Unlike each other, and done in about ten minutes.
 QUICK = tuple(
     "torch/lstm_stack torch/transformer torch/transformer_encoder"
@@ -60,7 +61,7 @@ def sample(size: int) -> list[str]:
     everything = names()
     share = min(1.0, size / len(everything))
     chosen = set(QUICK)
-    for library in foreign.GROUPS:
+    for library in LIBRARIES:
         own = [name for name in everything if library_of(name) == library]
         chosen.update(own[int(index / share)] for index in range(int(len(own) * share)))
     return [name for name in everything if name in chosen]

@@ -76,7 +76,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "longt5": dict(local_radius=4, global_block_size=4, encoder_attention_type="transient-global"),
     "canine": _HEADS | dict(local_transformer_stride=4),
     "step3p5": dict(sliding_window=16),
-    # widths that the rules do not see belong together
+    # widths that the rules do not see belong together; what is off by default
+    "deberta": dict(relative_attention=True, pos_att_type=["c2p", "p2c"]),
+    "deberta-v2": dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=8),
     "funnel": dict(block_sizes=[1, 1, 1], d_model=64, n_head=4, d_head=16, d_inner=64),
     "xlnet": dict(d_model=64, n_head=4, d_head=16),
     "perceiver": dict(num_latents=16, d_latents=64, d_model=64, num_blocks=1, num_self_attends_per_block=2)

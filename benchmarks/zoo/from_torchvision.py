@@ -12,6 +12,7 @@ __all__ = ["FAMILIES", "build"]
 
 _FLAT = dict(num_classes=10)
 _DETECTOR = dict(weights_backbone=None, num_classes=5, min_size=64, max_size=64)
+_REGIONS = _DETECTOR | dict(box_score_thresh=0.0, rpn_post_nms_top_n_test=20, box_detections_per_img=5)
 _DENSE = dict(weights_backbone=None, num_classes=5)
 
 # name: family, shape of the input without the batch, options
@@ -42,9 +43,9 @@ _NETWORKS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "deeplabv3_mobilenet_v3_large": ("deeplabv3", (3, 64, 64), _DENSE),
     "fcn_resnet50": ("fcn", (3, 64, 64), _DENSE),
     "lraspp_mobilenet_v3_large": ("lraspp", (3, 64, 64), _DENSE),
-    "fasterrcnn_mobilenet_v3_large_320_fpn": ("fasterrcnn", (3, 64, 64), _DETECTOR | dict(box_score_thresh=0.0)),
-    "maskrcnn_resnet50_fpn": ("maskrcnn", (3, 64, 64), _DETECTOR | dict(box_score_thresh=0.0)),
-    "keypointrcnn_resnet50_fpn": ("keypointrcnn", (3, 64, 64), _DETECTOR | dict(num_classes=2, box_score_thresh=0.0)),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": ("fasterrcnn", (3, 64, 64), _REGIONS),
+    "maskrcnn_resnet50_fpn": ("maskrcnn", (3, 64, 64), _REGIONS),
+    "keypointrcnn_resnet50_fpn": ("keypointrcnn", (3, 64, 64), _REGIONS | dict(num_classes=2)),
     "fcos_resnet50_fpn": ("fcos", (3, 64, 64), _DETECTOR | dict(score_thresh=0.0)),
     "retinanet_resnet50_fpn": ("retinanet", (3, 64, 64), _DETECTOR | dict(score_thresh=0.0)),
     "ssd300_vgg16": ("ssd", (3, 300, 300), _DENSE | dict(score_thresh=0.0)),

@@ -40,8 +40,7 @@ _TASKS = (
     "IMAGE_MATTING",
 )
 _NOT_OPTIONS = frozenset(
-    "model_type transformers_version architectures dtype torch_dtype _name_or_path id2label label2id"
-    " per_layer_config".split()
+    "transformers_version architectures dtype torch_dtype _name_or_path id2label label2id per_layer_config".split()
 )
 # Their random choices come from Python's and NumPy's generators, which no seed of torch reaches.
 _FIXED = {"apply_spec_augment": False, "layerdrop": 0.0, "use_cache": False}
@@ -56,21 +55,22 @@ def names() -> list[str]:
 
 
 def build(name: str, attention: str) -> Built:
-    """The network, positional and keyword example inputs; raises what the last attempt raised.
+    """The network, positional and keyword example inputs; raises what the first attempt raised.
 
     Args:
         name: Model type.
-        attention: ``sdpa`` or ``eager``; ``ValueError`` for ``eager`` where that is all there is.
+        attention: ``eager`` writes softmax attention out; ``sdpa`` leaves the choice to transformers, which takes the
+            fused operator wherever the network can.
     """
     import transformers
 
     transformers.logging.set_verbosity_error()
-    failure: Exception = RuntimeError("no configuration")
+    failures: list[Exception] = []
     for policy in Policy:
         try:
             model = _model(name, policy, attention)
-        except Exception as error:
-            failure = failure if isinstance(failure, (RuntimeError, ValueError)) and policy is Policy.DEPTH else error
+        except Exception as error:  # whatever a type says to sizes that do not belong together
+            failures.append(error)
             continue
         for variant in range(4):
             try:
@@ -78,10 +78,10 @@ def build(name: str, attention: str) -> Built:
                 with torch.no_grad():
                     model(**inputs)
             except Exception as error:
-                failure = error
+                failures.append(error)
             else:
                 return model, (), inputs
-    raise failure
+    raise failures[0]
 
 
 def _model(name: str, policy: Policy, attention: str) -> nn.Module:
@@ -122,7 +122,7 @@ def _configuration(name: str, policy: Policy) -> Any:
         for key in _NOT_OPTIONS & inner.keys():
             del inner[key]
         inner.update({key: value for key, value in _FIXED.items() if key in inner})
-    for key in DROPPED.get(name, ()):
+    for key in ("model_type", *DROPPED.get(name, ())):
         options.pop(key, None)
     return kind(**options)
 
@@ -134,9 +134,11 @@ def _kind(name: str) -> type[nn.Module]:
 
     config = CONFIG_MAPPING[name]
     tasks = list(_TASKS)
-    if name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "is_encoder_decoder", False):
-        tasks = [*tasks[1:], tasks[0]]
-    elif _is_two_sided(config):
+    if (
+        name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        or getattr(config, "is_encoder_decoder", False)
+        or _is_two_sided(config)
+    ):
         tasks = [*tasks[1:], tasks[0]]
     for task in tasks:
         table = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING" if task else "MODEL_MAPPING", None)

@@ -58,10 +58,10 @@ class _Inputs:
             self.given |= {"input_values": self._randn(self.length, width)}
             self.given |= {"decoder_input_values": self._randn(self.length // 2, width)}
             return []
+        both = {"input_ids", "pixel_values"} <= self.taken.keys()
         no_image_token = not any(hasattr(self.config, name) for name in ("image_token_id", "image_token_index"))
-        if {"input_ids", "pixel_values"} <= self.taken.keys() and no_image_token:
-            if kind.startswith(tuple(_TWO_TOWERS.split())):
-                return ["input_ids", "pixel_values"]
+        if both and no_image_token and kind.startswith(tuple(_TWO_TOWERS.split())):
+            return ["input_ids", "pixel_values"]
         required = [
             name
             for name, one in self.taken.items()
@@ -195,7 +195,7 @@ class _Inputs:
 
 # Names of arguments: how an example of each is made.
 _MAKERS: dict[str, Callable[[_Inputs], Any]] = {
-    "input_ids": lambda self: self._ids(),
+    "input_ids qformer_input_ids": lambda self: self._ids(),
     "decoder_input_ids": lambda self: self._ids(self.length // 2),
     "pixel_values_videos": lambda self: self._video(),
     "pixel_values images image flat_pixel_values prompt_pixel_values prompt_masks": lambda self: self._image(),

@@ -98,6 +98,8 @@ class Attention(Kernel):
         sizes: Extents of labels that are fixed.
         returns_weights: Whether the weights are a second output.
         wide: Whether a softmax of half-precision scores is taken in float32.
+        memory: Axes of the result in the order in which they lie in memory, slowest first, where later views rely on
+            it; empty where any order will do.
     """
 
     family: ClassVar[str] = "softmax"
@@ -113,6 +115,7 @@ class Attention(Kernel):
     sizes: tuple[tuple[str, int], ...] = ()
     returns_weights: bool = False
     wide: bool = False
+    memory: tuple[int, ...] = ()
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -313,6 +316,8 @@ class Attention(Kernel):
             replace(heads, steps=(Step("plus", role="mask", layout="(b h) i j"),)),
             replace(heads, returns_weights=True),
             flat,
+            replace(heads, memory=(0, 1, 2)),
+            replace(plain, memory=(0, 2, 1, 3), steps=(kept,)),
             replace(flat, key="b c j", value="b e j", output="b e i", weights="b j i"),
             cls("i c", "j c", "j e", "i e", "i j"),
             cls("b h g i c", "b h j c", "b h j e", "b h g i e", "b h g i j", steps=(scale,)),
@@ -334,7 +339,7 @@ class Attention(Kernel):
         extents = [sizes, sizes | {"i": 63, "j": 7}, sizes | {"i": 1, "j": 1}, sizes | {"i": 0}, sizes | {"b": 0}]
         found = []
         for number, (kernel, size) in enumerate(product(cases, extents)):
-            if number % len(extents) == 0 or kernel in (cases[2], cases[5], cases[7], cases[12], cases[19], cases[22]):
+            if number % len(extents) == 0 or kernel in (cases[2], cases[5], cases[7], cases[12], cases[19], cases[24]):
                 fixed = replace(kernel, sizes=tuple((label, size[label]) for label, _ in kernel.sizes))
                 found.append(Sample(Spec(fixed, Keys(), "attention", tuple(fixed.layouts)), fixed._draws(size)))
         return found

@@ -12,10 +12,13 @@ from ..ir.attention import Attention, Step
 from ..ir.domain import Keys
 from ..ir.kernel import Spec
 from ..ir.layout import shown
-from .attention_form import Found, Leaf, find
+from .attention_form import find
+from .attention_steps import Found, Leaf
 from .labels import Axes, Tracer
 from .mask_patterns import Condition, may_hide, read
 from .match import Match, Proposal, propose, rule, value_of
+from .operators import operator_name
+from .verify import hint
 
 __all__ = ["attention_by_hand"]
 
@@ -52,6 +55,7 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
         sizes=naming.sizes([*(leaf.axes for leaf in leaves.values()), found.output, weights]),
         returns_weights=second is not None,
         wide=found.wide,
+        memory=_memory(node),
     )
     labels = kernel.labels
     own = tuple(label for axis in kernel.layouts["query"] for label in axis)
@@ -65,6 +69,31 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
     spec = Spec(kernel, Keys(causal=causal), "attention", tuple(leaves))
     outputs = (node,) if second is None else (node, second)
     return propose(spec, {role: leaf.node for role, leaf in leaves.items()}, *region, outputs=outputs)
+
+
+# What takes a tensor in any order of memory, and gives one whose order does not depend on it, or copies.
+_INDIFFERENT = frozenset(
+    "reshape flatten contiguous linear matmul bmm mm einsum add sub mul div layer_norm conv1d conv2d batch_norm sum"
+    " mean relu gelu silu sigmoid tanh cat stack sym_size softmax".split()
+)
+_PASSED_ON = frozenset("transpose permute mT unsqueeze squeeze select slice dropout to detach alias movedim".split())
+
+
+def _memory(node: Node) -> tuple[int, ...]:
+    """Axes by stride, longest first, where the order in memory may be relied on: by a view, or by who called."""
+    waiting, seen = list(node.users), set[Node]()
+    while waiting:
+        user = waiting.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        name = operator_name(user) if user.op == "call_function" else ""
+        if name in _PASSED_ON:
+            waiting += user.users
+        elif name not in _INDIFFERENT:
+            strides = [hint(step) for step in value_of(node).stride()]
+            return tuple(sorted(range(len(strides)), key=lambda place: (-strides[place], place)))
+    return ()
 
 
 def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Node | None, Axes]:

@@ -133,7 +133,7 @@ class Effects:
             for written in written_arguments(node):
                 if not self._is_internal(written, inside):
                     return f"{op_name(node)} writes to its argument in place", node
-        if len(nodes) == 1:
+        if len(nodes) <= 1:
             return None
         first, last = self._order[nodes[0]], self._order[nodes[-1]]
         by_index = {index: node for node, index in self._order.items()} if self.writes or self.random else {}

@@ -26,7 +26,7 @@ from ..lowering.base import Lowered, find_lowering
 from ..settings import NEAR_MISSES, debug
 from .match import Proposal, op_name
 
-__all__ = ["TOLERANCE", "Verifier", "relative_error"]
+__all__ = ["TOLERANCE", "Verifier", "hint", "relative_error"]
 
 TOLERANCE = 1e-12
 # The definition sums in another order, and a recurrence carries its rounding errors over the steps.
@@ -141,7 +141,7 @@ def _key(proposal: Proposal) -> Any:
 
 def _value_key(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return (str(value.dtype), tuple(str(size) for size in value.shape), tuple(_hint(size) for size in value.shape))
+        return (str(value.dtype), tuple(str(size) for size in value.shape), tuple(hint(size) for size in value.shape))
     if isinstance(value, (list, tuple)):
         return tuple(_value_key(item) for item in value)
     return str(value)
@@ -273,12 +273,13 @@ def _draw(value: Any, bindings: Bindings, generator: torch.Generator) -> Any:
 
 def _like_layout(drawn: Tensor, fake: Tensor) -> Tensor:
     """``drawn`` with its axes laid out in memory in the order of ``fake``, since some operators look at strides."""
-    order = sorted(range(fake.dim()), key=lambda axis: (-_hint(fake.stride(axis)), axis))
+    order = sorted(range(fake.dim()), key=lambda axis: (-hint(fake.stride(axis)), axis))
     inverse = [order.index(axis) for axis in range(fake.dim())]
     return drawn.permute(order).contiguous().permute(inverse)
 
 
-def _hint(size: Any) -> int:
+def hint(size: Any) -> int:
+    """A size as a number: that of the example where it is symbolic."""
     return size if isinstance(size, int) else int(size.node.hint if size.node.has_hint() else 2)
 
 

@@ -32,10 +32,9 @@ from .variant import Variant
 
 __all__ = ["Program"]
 
-# Beyond this many graphs for one signature and state, further sizes run the original code.
-_MOST_VARIANTS = 8
-# And beyond this many in all, say where an argument is a step counter, further signatures do.
-_MOST_IN_ALL = 32
+# Beyond this many graphs for one signature and state, further sizes run the original code; beyond this many in all, say
+# where an argument is a step counter, further signatures do.
+_MOST_VARIANTS, _MOST_IN_ALL = 8, 32
 
 
 class Program:
@@ -277,8 +276,7 @@ class Program:
             return self.run(variant, self.reader.read(args, kwargs).leaves)
 
         try:
-            options: dict[str, Any] = {"gradients": gradients, "code": self._code}
-            return run_trial(self.root, self.plain, graph, call.args, call.kwargs, **options)
+            return run_trial(self.root, self.plain, graph, call.args, call.kwargs, gradients=gradients, code=self._code)
         except Exception as error:
             debug(SUMMARY, "trial run failed: %s: %s", type(error).__name__, error)
             return None

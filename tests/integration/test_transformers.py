@@ -174,7 +174,7 @@ def test_attentions_and_hidden_states(name):
         assert type(expected) is type(found)
         if isinstance(expected, dict):
             assert list(expected) == list(found)
-        same(_parts(expected), _parts(found))
+        same(_parts(expected), _parts(found), 1e-5)  # the softmax is taken in another order of axes
 
 
 def _parts(output):
@@ -192,7 +192,7 @@ def test_another_attention_implementation(name):
         for model in (original, unified):
             model.set_attn_implementation(implementation)
         expected, found = (model(ids(), output_attentions=implementation == "eager") for model in (original, unified))
-        same(_parts(expected), _parts(found))
+        same(_parts(expected), _parts(found), 1e-5)
     assert found.attentions[0].shape == (2, 2, 9, 9)
 
 

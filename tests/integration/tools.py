@@ -33,12 +33,12 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def same(first: Any, second: Any) -> None:
-    """The tensors in two values are equal to the last bit, NaN included."""
+def same(first: Any, second: Any, rounding: float = 0.0) -> None:
+    """The tensors in two values are equal to the last bit, or up to ``rounding``; NaN included."""
     ours, theirs = tensors(first), tensors(second)
     assert len(ours) == len(theirs) > 0
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(a, b, rtol=rounding, atol=rounding, equal_nan=True)
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import itnet
+from itnet_compiler.ir.attention import Attention
 from itnet_compiler.runtime.fast_paths import FastPaths
 from itnet_compiler.unified import program_of
 from tests import foreign
@@ -69,15 +70,21 @@ def _same(model: nn.Module, unified: nn.Module, *args: Any, **kwargs: Any) -> No
     assert [type(leaf) for leaf in expected] == [type(leaf) for leaf in found]
     tensors = [(a, b) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor)]
     for a, b in tensors:
-        torch.testing.assert_close(b, a, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(b, a, rtol=_rounding(unified), atol=_rounding(unified), equal_nan=True)
         assert b.stride() == a.stride()
+
+
+def _rounding(unified: nn.Module) -> float:
+    """0, but where attention with weights is written out, which takes its products in another order."""
+    nodes = [node for variant in program_of(unified).variants for node in variant.integrals]
+    return 1e-5 if any(isinstance(node.kernel, Attention) for node in nodes) else 0.0
 
 
 def _same_gradients(model: nn.Module, unified: nn.Module, x: Tensor) -> None:
     for tensors in ([x] if x.requires_grad else [], [p for p in model.parameters() if p.requires_grad]):
         if tensors:
             results = [torch.autograd.grad(net(x).square().sum(), tensors) for net in (model, unified)]
-            torch.testing.assert_close(*results, rtol=0, atol=0)
+            torch.testing.assert_close(*results, rtol=_rounding(unified), atol=_rounding(unified))
 
 
 def _origins(unified: nn.Module) -> dict[str, list[str]]:
@@ -89,7 +96,7 @@ def _unrefused(unified: nn.Module) -> None:
     assert not program_of(unified).fallbacks
     for variant in program_of(unified).variants:
         assert variant.trial is not None
-        assert variant.trial.error == 0.0
+        assert variant.trial.error <= _rounding(unified)
         assert all(integral.verification.status == "verified" for integral in variant.integrals)
 
 
@@ -150,7 +157,7 @@ def test_attention_by_itself(options: dict[str, Any]) -> None:
         )
     assert [type(v.integrals[0].kernel).__name__ for v in program_of(unified).variants] == [
         "ProjectedSoftmax",
-        "Softmax",
+        "Attention",
     ]
     _unrefused(unified)
 
@@ -237,7 +244,7 @@ def test_training_mode_has_one_graph() -> None:
             torch.manual_seed(0)
             expected = model(X)
             torch.manual_seed(0)
-            torch.testing.assert_close(unified(X), expected, rtol=0, atol=0)
+            torch.testing.assert_close(unified(X), expected, rtol=_rounding(unified), atol=_rounding(unified))
     assert list(_origins(unified)) == ["train"]
 
 

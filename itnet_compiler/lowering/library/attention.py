@@ -9,6 +9,7 @@ an order of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +128,12 @@ class _Writer:
     def give(self, result: str, layout: Layout, weights: str = "") -> None:
         """Return ``result``, which has one axis a batch group, then queries and features."""
         text = self.arranger.restored(result, layout, parse(self.kernel.output))
+        order = self.kernel.memory
+        if order == tuple(range(len(order))) and order:
+            text += ".contiguous()"
+        elif order:
+            back = [order.index(place) for place in range(len(order))]
+            text += f".permute({_numbers(order)}).contiguous().permute({_numbers(back)})"
         self.lines.append(f"return {text}, {weights}" if weights else f"return {text}")
 
     # ── the fused operator
@@ -254,6 +261,10 @@ class _Writer:
             self.put(name, f"dropout({name}, {step.number!r}, True)")
         else:
             self.put(name, f"{step.kind}({name})")
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _without_keys(output: Tensor, mask: Tensor) -> Tensor:

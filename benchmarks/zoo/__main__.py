@@ -1,0 +1,102 @@
+"""Unify the networks of torch.nn, torchvision, timm and transformers, and write down what was recognised.
+
+python -m benchmarks.zoo [--quick | --sample | --only NAME …] [--shard 1/4] [--jobs 2] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.zoo import catalog, document
+from benchmarks.zoo.run import read, run
+from tests.documents import ROOT
+
+__all__ = ["main"]
+
+# What two processes get through in about forty minutes.
+_SAMPLE = 150
+_DOCUMENT = ROOT / "docs" / "models.md"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine what was asked for; 1 where a network failed or computes something else."""
+    options = _arguments(argv)
+    warnings.simplefilter("ignore")
+    names = _chosen(options)
+    if options.list:
+        print("\n".join(names))
+        return 0
+    if not options.no_run:
+        run(
+            names,
+            options.file,
+            jobs=options.jobs,
+            seconds=options.limit,
+            again=options.again,
+            both=options.attention == "both",
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    records = read([options.file, *options.merge])
+    if options.write:
+        _DOCUMENT.write_text(document.render(records.values(), len(catalog.names())), encoding="utf-8")
+        print(f"{_DOCUMENT.relative_to(ROOT)}: {len(records)} networks")
+    asked = {*names, *(name + catalog.EAGER for name in names)}
+    shown = [record for name, record in records.items() if name in asked]
+    print(document.totals(shown))
+    return int(any(document.is_wrong(record) for record in shown))
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    everything = catalog.names()
+    chosen = everything
+    if options.only:
+        chosen = []
+        for wanted in options.only:
+            plain = wanted.removesuffix(catalog.EAGER)
+            found = [name for name in everything if plain in (name, name.partition("/")[2])]
+            if not found:
+                sys.exit(f"no network is called {wanted}; --list shows all")
+            chosen += [name + wanted[len(plain) :] for name in found]
+    elif options.quick:
+        chosen = list(catalog.QUICK)
+    elif options.sample:
+        chosen = catalog.sample(_SAMPLE)
+    if options.library:
+        chosen = [name for name in chosen if catalog.library_of(name) in options.library]
+    index, count = options.shard
+    return chosen[index - 1 :: count]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard such as 1/4")
+    return int(index), int(count)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=(__doc__ or "").split("\n")[0])
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help=f"{len(catalog.QUICK)} networks unlike each other")
+    which.add_argument("--sample", action="store_true", help="an even sample of each library, about forty minutes")
+    which.add_argument("--only", metavar="NAME", nargs="+", help="these, with their library or without: timm/resnet18")
+    parser.add_argument("--library", nargs="+", choices=catalog.LIBRARIES, help="networks of these libraries only")
+    parser.add_argument("--shard", metavar="K/N", type=_shard, default=(1, 1), help="every N-th network from the K-th")
+    parser.add_argument("--attention", choices=("both", "sdpa"), default="both", help="also written out, or fused only")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (%(default)s)")
+    parser.add_argument("--limit", metavar="S", type=float, default=300, help="seconds for each network (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="examine those again that have a record")
+    parser.add_argument("--file", type=Path, default=ROOT / "out" / "zoo.jsonl", help="records, one a line")
+    parser.add_argument("--merge", metavar="FILE", type=Path, nargs="+", default=[], help="records of other shards")
+    parser.add_argument("--write", action="store_true", help="write docs/models.md from all records")
+    parser.add_argument("--no-run", action="store_true", help="examine nothing: totals of the records there are")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

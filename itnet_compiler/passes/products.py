@@ -1,0 +1,144 @@
+"""Single operators read as what they are in an attention: products, sums, constants, softmaxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from .contraction import Contraction, contraction
+from .match import bind, rank, value_of
+from .operators import operator_name
+
+__all__ = [
+    "LOG_SOFTMAXES",
+    "SOFTMAXES",
+    "as_sum",
+    "constant",
+    "is_tensor",
+    "leads_to_product",
+    "leads_to_softmax",
+    "read_product",
+]
+
+SOFTMAXES = frozenset({"softmax", "_softmax", "special_softmax"})
+LOG_SOFTMAXES = frozenset({"log_softmax", "_log_softmax", "special_log_softmax"})
+# Nodes that a search for the end of a chain looks at.
+_MOST = 256
+
+
+def read_product(node: object) -> tuple[Contraction, list[Node]] | None:
+    """A product as a contraction, with the nodes that it consists of: one operator, or a sum of a product."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return None
+    name = operator_name(node)
+    if name != "sum":
+        try:
+            read = contraction(node)
+        except (KeyError, TypeError, AttributeError):
+            return None
+        return None if read is None else (read, [node])
+    given = bind(node)
+    inner, dims = given["self"], given.get("dim")
+    if operator_name(inner) != "mul" or not dims or given.get("dtype") is not None or len(inner.users) != 1:
+        return None
+    first, second = bind(inner)["self"], bind(inner)["other"]
+    if not (is_tensor(first) and is_tensor(second)):
+        return None
+    dims = {place % rank(inner) for place in (dims if isinstance(dims, (list, tuple)) else [dims])}
+    names = tuple(f"a{place}" for place in range(rank(inner)))
+    output = tuple(name for place, name in enumerate(names) if place not in dims)
+    if given.get("keepdim"):
+        return None
+    labels = tuple(names[len(names) - rank(operand) :] for operand in (first, second))
+    return Contraction((first, second), labels, output), [node, inner]
+
+
+def as_sum(node: Node) -> tuple[Node, list[int], bool] | None:
+    """(summand, axes, keepdim) of a sum over axes."""
+    if node.op != "call_function" or operator_name(node) != "sum":
+        return None
+    given = bind(node)
+    dims = given.get("dim")
+    if not dims and dims != 0:
+        return None
+    places = [place % rank(given["self"]) for place in (dims if isinstance(dims, (list, tuple)) else [dims])]
+    return given["self"], places, bool(given.get("keepdim"))
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a value is a node that holds one tensor."""
+    return isinstance(value, Node) and isinstance(value_of(value), Tensor)
+
+
+def constant(node: object) -> float | None:
+    """The number that a 0-dimensional tensor holds, where it is made in the graph."""
+    if not isinstance(node, Node) or not isinstance(value_of(node), Tensor) or value_of(node).dim():
+        return None
+    for _ in range(4):
+        name = operator_name(node) if node.op == "call_function" else ""
+        given = bind(node) if name else {}
+        if name in ("full", "full_like", "new_full"):
+            return _number(given["fill_value"])
+        if name == "scalar_tensor":
+            return _number(given["s"])
+        if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
+            return 0.0 if "zeros" in name else 1.0
+        if name in ("to", "lift_fresh_copy", "clone", "alias", "detach", "_to_copy") and isinstance(
+            given["self"], Node
+        ):
+            node = given["self"]
+            continue
+        break
+    known = getattr(value_of(node), "constant", None)
+    if node.op == "get_attr" and isinstance(known, Tensor):
+        return float(known)
+    return None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+_ON_THE_WAY = frozenset(
+    "mul multiply div add sub masked_fill where tanh dropout nan_to_num view reshape _unsafe_view flatten unflatten"
+    " permute transpose mT t unsqueeze squeeze expand contiguous clone to _to_copy float double half bfloat16 type_as"
+    " alias detach swapaxes movedim".split()
+)
+
+
+def leads_to_softmax(node: object, exponential: Node | None = None) -> bool:
+    """Whether elementwise steps and views lead back to a softmax, or to ``exponential``."""
+    return _leads(node, lambda found: found is exponential or _is_softmax(found))
+
+
+def _is_softmax(node: Node) -> bool:
+    name = operator_name(node)
+    if name in SOFTMAXES:
+        return True
+    source = node.args[0] if node.args else None
+    if name == "exp":
+        return isinstance(source, Node) and operator_name(source) in LOG_SOFTMAXES
+    return name == "div" and isinstance(source, Node) and operator_name(source) == "exp"
+
+
+def leads_to_product(node: object) -> bool:
+    """Whether elementwise steps and views lead back to a product."""
+    return _leads(node, lambda found: read_product(found) is not None)
+
+
+def _leads(node: object, is_end: Any) -> bool:
+    """Whether elementwise steps and views lead back from ``node`` to what ``is_end`` accepts."""
+    waiting: list[object] = [node]
+    seen: set[Node] = set()
+    while waiting and len(seen) < _MOST:
+        one = waiting.pop()
+        if not isinstance(one, Node) or one in seen or one.op != "call_function":
+            continue
+        seen.add(one)
+        if is_end(one):
+            return True
+        if operator_name(one) in _ON_THE_WAY:
+            waiting += one.all_input_nodes
+    return False
