@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..capture.belongings import Belongings, contents_kept, is_identical
 from ..capture.clone import shallow_clone
@@ -135,7 +136,10 @@ def _is_as_exact(
     try:
         args, kwargs = pytree.tree_map(_wide, (args, kwargs))
         wanted = _Gradients(wide) if plain[1] is not None else None
-        exact, slopes, _ = _observe(wide, lambda *a, **k: code(wide, *a, **k), args, kwargs, wanted)
+        with _Draws() as draws:
+            exact, slopes, _ = _observe(wide, lambda *a, **k: code(wide, *a, **k), args, kwargs, wanted)
+        if draws.found:  # other numbers in float64
+            return False
         slack = max((_SLACK.get(leaf.dtype, 0.0) for leaf in plain[0] if isinstance(leaf, Tensor)), default=0.0)
         if not _nearness(graph[0], exact) <= 2 * _nearness(plain[0], exact) + slack:
             return False
@@ -145,6 +149,16 @@ def _is_as_exact(
         return _slope_error(_all_wide(graph[1]), slopes) <= 2 * own + slack
     except Exception:  # a float32 constant in the code, say; then there is nothing to decide by
         return False
+
+
+class _Draws(TorchDispatchMode):
+    """Notes whether an operator draws random numbers."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found = self.found or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 def _wide(value: Any) -> Any:
