@@ -19,7 +19,10 @@ from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 from .layout import Layout, label_sizes, labels_of, parse
 from .softmax import normalised
 
-__all__ = ["Attention", "Step"]
+__all__ = ["LOW", "Attention", "Labels", "Step"]
+
+# A number up to this in place of a score, or added to one, hides the position.
+LOW = -9999.0
 
 _FUNCTIONS = {"tanh": torch.tanh, "nan_to_num": torch.nan_to_num}
 

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
-from torch import Tensor
-
-__all__ = ["Arranger", "Layout", "arrange", "label_sizes", "labels_of", "parse", "shown"]
+__all__ = ["Arranger", "Layout", "label_sizes", "labels_of", "parse", "shown"]
 
 Layout = tuple[tuple[str, ...], ...]
 
@@ -58,18 +56,6 @@ def label_sizes(layouts: Mapping[str, Layout], operands: Mapping[str, Any], know
             raise ValueError(f"the extents of {rest[0][0]} are not known")
         waiting = rest
     return sizes
-
-
-def arrange(tensor: Tensor, layout: Layout, target: Layout, sizes: Mapping[str, int]) -> Tensor:
-    """``tensor`` with the axes of ``target``; labels that it lacks get extent 1, or are expanded in a merged axis."""
-    split = tensor.reshape([sizes[label] for label in labels_of(layout)])
-    order = [labels_of(layout).index(label) for label in labels_of(target) if label in labels_of(layout)]
-    split = split.permute(order)
-    present = set(labels_of(layout))
-    spread = split.reshape([sizes[label] if label in present else 1 for label in labels_of(target)])
-    wide = [sizes[label] if label in present or present & set(axis) else 1 for axis in target for label in axis]
-    shape = [prod(sizes[label] for label in axis) if present & set(axis) else 1 for axis in target]
-    return spread.expand(wide).reshape(shape)
 
 
 class Arranger:
@@ -146,10 +132,6 @@ class Arranger:
 
     def _shape(self, layout: Layout) -> str:
         return ", ".join(" * ".join(self.extent(label) for label in axis) or "1" for axis in layout) or "()"
-
-    def restored(self, name: str, layout: Layout, target: Layout) -> str:
-        """The expression of a result ``name`` of ``layout`` in the layout that the source gave it."""
-        return self.arranged(name, target, layout=layout)
 
 
 def _with_ones(target: Layout) -> str:

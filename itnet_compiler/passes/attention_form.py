@@ -61,17 +61,16 @@ class _Finder(Chains):
         found = self.found
         sides = self._factors(product, axes)
         (weights, weights_axes), (value, value_axes) = sides[place], sides[1 - place]
-        summed = set(self._summed(product, sides))
+        summed = self._summed(product, sides)
         scores, scores_axes = self._weights(weights, weights_axes, exponential)
-        over = set(self.tracer.flat([found.keys]))
-        summed = set(self.tracer.flat([tuple(summed)]))
+        over, wanted = (set(self.tracer.flat([labels])) for labels in (found.keys, summed))
         self.match.require(
-            over == summed,
+            over == wanted,
             "the softmax does not run over the positions that are summed: its weights are normalised over another axis",
             weights,
         )
         self._scores(scores, scores_axes)
-        found.value = self._operand(value, value_axes, scaled=False)
+        found.value = self._operand(value, value_axes)
 
     def _normalised_afterwards(self, node: Node, axes: Axes) -> tuple[Node, Axes, Node]:
         """(Σ_j e·v) / Σ_j e: the product, its axes and e."""
@@ -190,7 +189,7 @@ class _Finder(Chains):
             addend = self.tracer.aligned(product.addend, axes)
             self.match.require(addend is not None, "the accumulator does not fit the product", node)
             assert addend is not None
-            found.steps.insert(0, (Step("plus"), self._leaf(product.addend, addend)))
+            found.steps.insert(0, (Step("plus"), self._operand(product.addend, addend)))
             if alpha != 1:
                 found.steps.insert(0, (Step("times", float(alpha)), None))
         sides = self._factors(product, axes)

@@ -18,6 +18,7 @@ from .products import constant, is_tensor
 __all__ = ["LONGEST", "Chains", "Found", "Leaf"]
 
 _DROPOUTS = frozenset({"dropout"})
+_OF_A_MAXIMUM = frozenset("amax max getitem detach unsqueeze view expand".split())
 # Chains longer than this are no attention.
 LONGEST = 64
 
@@ -36,13 +37,15 @@ class Found:
 
     Attributes:
         region: The nodes that compute it.
-        query: Queries, keys and values.
+        query: Queries.
+        key: Keys.
+        value: Values.
         output: Axes of the result.
         weights: Axes of the weights where the softmax is taken.
         steps: Of the scores: what is done and the operand, if any.
         after: Of the weights, likewise.
         keys: Labels that the softmax runs over.
-        second: Node on the way from the softmax whose value is used elsewhere, with its axes.
+        chain: Nodes from the sum to the softmax with their axes and the number of steps between them and the sum.
         wide: Whether something is cast to float32 on the way.
     """
 
@@ -120,7 +123,7 @@ class Chains:
             self._take_constant(side)
             self._add_number(kinds[name], number_of, steps, node)
         else:
-            steps.insert(0, (Step(kinds[name]), self._leaf(side, side_axes)))
+            steps.insert(0, (Step(kinds[name]), self._operand(side, side_axes)))
         return spine, axes
 
     def _is_whole(self, node: Node, axes: Axes) -> bool:
@@ -162,7 +165,7 @@ class Chains:
         self._take(node)
         self._take_constant(other)
         rounded = float(torch.tensor(float(number), dtype=value_of(node).dtype))  # −3e38 is −∞ in bfloat16
-        steps.insert(0, (Step(kind, rounded), self._leaf(mask, mask_axes)))
+        steps.insert(0, (Step(kind, rounded), self._operand(mask, mask_axes)))
         return spine, axes
 
     def _take_constant(self, node: object) -> None:
@@ -174,27 +177,18 @@ class Chains:
     def _take_shift(self, node: Node, spine: Node) -> None:
         """Take what computes the maximum of a row from the scores themselves; anything else stays where it is."""
         chain: list[Node] = []
-        for _ in range(8):
-            if node is spine:
-                for taken in chain:
-                    self._take(taken)
-                return
-            if node.op != "call_function" or len(node.users) != 1:
-                return
-            chain.append(node)
-            source = node.args[0]
-            if operator_name(node) not in ("amax", "max", "getitem", "detach", "unsqueeze", "view", "expand"):
-                return
+        while node is not spine:
+            known = node.op == "call_function" and operator_name(node) in _OF_A_MAXIMUM
+            source = node.args[0] if known and len(node.users) == 1 else None
             if not isinstance(source, Node):
                 return
-            if source is spine:
-                for taken in chain:
-                    self._take(taken)
-                return
+            chain.append(node)
             node = source
+        for taken in chain:
+            self._take(taken)
 
-    def _operand(self, node: Node, axes: Axes, *, scaled: bool) -> Leaf:
-        """Back through views that nobody else uses, and for queries and keys through products with a number."""
+    def _operand(self, node: Node, axes: Axes, *, scaled: bool = False) -> Leaf:
+        """Back through views that nobody else uses, and where it is ``scaled`` through products with a number."""
         for _ in range(LONGEST):
             if len(node.users) != 1 or node.op != "call_function":
                 break
@@ -213,16 +207,6 @@ class Chains:
                     node = source
                     continue
             step = self.tracer.back(node, axes)
-            if step is None or value_of(step[0]).dtype != value_of(node).dtype:
-                break
-            self._take(node)
-            node, axes = step
-        return Leaf(node, axes)
-
-    def _leaf(self, node: Node, axes: Axes) -> Leaf:
-        """An operand of a step: back through views that nobody else uses."""
-        for _ in range(LONGEST):
-            step = self.tracer.back(node, axes) if len(node.users) == 1 else None
             if step is None or value_of(step[0]).dtype != value_of(node).dtype:
                 break
             self._take(node)

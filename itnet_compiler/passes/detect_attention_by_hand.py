@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 from torch.fx import Node
 
-from ..ir.attention import Attention, Step
+from ..ir.attention import LOW, Attention, Step
 from ..ir.domain import Keys
 from ..ir.kernel import Spec
 from ..ir.layout import shown
@@ -111,10 +111,6 @@ def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Nod
     return None, found.weights
 
 
-# Numbers below this in place of a score, or added to one, hide the position.
-_HIDES = -9999.0
-
-
 def _prove_masks(found: Found, naming: _Naming) -> None:
     """Say of each mask what it is proven to let through; a causal one that is alone becomes a step of its own."""
     places = [place for place, (step, leaf) in enumerate(found.steps) if step.kind in _MASKS and leaf is not None]
@@ -155,10 +151,10 @@ def _visible(step: Step, leaf: Leaf, tracer: Tracer) -> Condition | None:
     if pattern is None or step.kind == "minus":
         return None
     if step.kind == "plus":
-        hidden = pattern.where(lambda value: value <= _HIDES)
+        hidden = pattern.where(lambda value: value <= LOW)
         others = pattern.where(lambda value: value == 0.0)
         return others if hidden is not None and others is not None else None
-    if step.number is None or step.number > _HIDES:
+    if step.number is None or step.number > LOW:
         return None
     hidden = pattern.where(bool)
     if hidden is None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ..ir.attention import LOW
 from .labels import Axes, Tracer
 from .match import bind, value_of
 from .operators import operator_name
@@ -111,14 +112,13 @@ def may_hide(node: Node) -> bool:
             if not value_of(one).requires_grad:
                 return True
             continue
-        if any(isinstance(value, (int, float)) and abs(value) >= _LOW for value in (*one.args, *one.kwargs.values())):
+        if any(isinstance(value, (int, float)) and abs(value) >= -LOW for value in (*one.args, *one.kwargs.values())):
             return True
         if one.op == "call_function" and operator_name(one) not in _WEIGHTED:
             waiting += one.all_input_nodes
     return False
 
 
-_LOW = 9999.0
 _WEIGHTED = frozenset("linear embedding conv1d conv2d conv3d matmul bmm einsum mm addmm baddbmm layer_norm".split())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ir.attention import Attention, Step
+from ...ir.attention import LOW, Attention, Step
 from ...ir.kernel import Spec
 from ...ir.layout import Arranger, Layout, labels_of, parse
 from ..base import Lowered
@@ -127,7 +127,7 @@ class _Writer:
 
     def give(self, result: str, layout: Layout, weights: str = "") -> None:
         """Return ``result``, which has one axis a batch group, then queries and features."""
-        text = self.arranger.restored(result, layout, parse(self.kernel.output))
+        text = self.arranger.arranged(result, parse(self.kernel.output), layout=layout)
         order = self.kernel.memory
         if order == tuple(range(len(order))) and order:
             text += ".contiguous()"
@@ -236,7 +236,7 @@ class _Writer:
         self.put("y", f"matmul(w, {value})")
         weights = ""
         if kernel.returns_weights:
-            weights = self.arranger.restored("w", scores, parse(kernel.weights))
+            weights = self.arranger.arranged("w", parse(kernel.weights), layout=scores)
         self.give("y", (*batch, labels.queries, labels.features), weights)
 
     def _operand(self, step: Step, target: Layout) -> str:
@@ -279,10 +279,7 @@ def _shifted(mask: Tensor) -> Tensor:
     Otherwise the scores drown in them, and the backward of the fused operator takes exp of a difference that is lost.
     """
     peak = mask.detach().amax(-1, keepdim=True)
-    return mask - peak.masked_fill((peak > _LOW) | (peak == -math.inf), 0.0)
-
-
-_LOW = -9999.0
+    return mask - peak.masked_fill((peak > LOW) | (peak == -math.inf), 0.0)
 
 
 def _wide_softmax(scores: Tensor) -> Tensor:
