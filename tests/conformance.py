@@ -61,7 +61,10 @@ def conformance_cases(family: type[Kernel], lowering: str = "library") -> list[C
     cases = []
     for number, sample in enumerate(family.samples()):
         first = Case(family.family, number, sample, "forward", lowering=lowering)
+        complex_ = any(draw.kind == "complex" for draw in _leaves(sample.draws, Draw))
         for dtype in TOLERANCE:
+            if complex_ and dtype in (torch.bfloat16, torch.float16):
+                continue  # there are no complex numbers of half precision
             for strided in (False, True):
                 variant = replace(first, dtype=dtype, strided=strided)
                 cases += [variant, replace(variant, check="gradient")]
@@ -150,7 +153,9 @@ def _skip_missing_kernels(case: Case) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        if case.dtype in (torch.float16, torch.bfloat16) and "not implemented for" in str(error):
+        if case.dtype in (torch.float16, torch.bfloat16) and any(
+            phrase in str(error) for phrase in ("not implemented for", "Unsupported dtype")
+        ):
             pytest.skip(f"library: {error}")
         raise
 
@@ -158,7 +163,8 @@ def _skip_missing_kernels(case: Case) -> Iterator[None]:
 def _pull(case: Case, outputs: list[Tensor], leaves: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:
     with _skip_missing_kernels(case):
         live = [out for out in outputs if out.requires_grad]
-        return list(torch.autograd.grad(live, leaves, cotangents, allow_unused=True, materialize_grads=True))
+        found = torch.autograd.grad(live, leaves, cotangents, allow_unused=True, materialize_grads=True)
+        return _flatten(found)
 
 
 def _definition(sample: Sample, operands: dict[str, Any]) -> Any:
@@ -252,8 +258,9 @@ def _stationary(case: Case) -> None:
 
 def _separable(case: Case) -> None:
     """K factors into a query and a source part: its matrix has the rank of their feature axis (1 unless told)."""
-    matrix = case.sample.spec.kernel.kernel_matrix(case.sample.spec.domain, **_draw(case))
-    rank = getattr(case.sample.spec.kernel, "separable_rank", 1)
+    kernel, operands = case.sample.spec.kernel, _draw(case)
+    matrix = kernel.kernel_matrix(case.sample.spec.domain, **operands)
+    rank = kernel.separable_rank(operands) if hasattr(kernel, "separable_rank") else 1
     if matrix.numel():
         assert int(torch.linalg.matrix_rank(matrix).max()) <= rank
 
@@ -271,7 +278,7 @@ def _matrix(case: Case) -> None:
     value, output = operands[role], _first(_definition(case.sample, operands))
     offset = _first(_definition(case.sample, operands | {role: torch.zeros_like(value)}))
     if hasattr(spec.kernel, "apply_matrix"):
-        found = spec.kernel.apply_matrix(spec.domain, matrix, **operands)
+        found = _first(spec.kernel.apply_matrix(spec.domain, matrix, **operands))
     elif matrix.dim() == 2:
         rows = value.numel() // matrix.shape[1] if matrix.shape[1] else 0
         found = (value.reshape(rows, matrix.shape[1]) @ matrix.T).reshape(output.shape)
@@ -335,7 +342,9 @@ _CHECKS = {
 
 
 def _leaves(value: Any, kind: type) -> Iterator[Any]:
-    if isinstance(value, kind):
+    if isinstance(value, Tensor) and kind is Tensor and value.is_complex():
+        yield torch.view_as_real(value.resolve_conj())
+    elif isinstance(value, kind):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
@@ -346,7 +355,7 @@ def _leaves(value: Any, kind: type) -> Iterator[Any]:
 
 
 def _flatten(value: Any, kind: type = Tensor) -> list[Any]:
-    """Every ``kind`` in a value that may be nested, in order."""
+    """Every ``kind`` in a value that may be nested, in order; complex tensors as pairs of real numbers."""
     return list(_leaves(value, kind))
 
 
@@ -359,7 +368,12 @@ def _map(value: Any, change: Any) -> Any:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return _map(value, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    def one(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(torch.promote_types(dtype, torch.complex64))
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return _map(value, one)
 
 
 def _meta(value: Any) -> Any:
@@ -372,7 +386,7 @@ def _with_gradients(case: Case, operands: dict[str, Any]) -> tuple[dict[str, Any
 
     def walk(draw: Any, value: Any) -> Any:
         if isinstance(draw, Draw):
-            if draw.kind != "float":
+            if draw.kind not in ("float", "positive", "complex"):
                 return value
             leaves.append(value.detach().requires_grad_())
             return leaves[-1]

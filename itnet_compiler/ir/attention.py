@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .domain import Domain, Keys
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
-from .layout import Layout, label_sizes, labels_of, parse
+from .layout import Layout, contracted, label_sizes, labels_of, merged, parse
 from .softmax import normalised
 
 __all__ = ["LOW", "Attention", "Labels", "Step"]
@@ -198,7 +198,7 @@ class Attention(Kernel):
         sizes, labels = self.extents(operands), self.labels
         order = (*labels.batch, *labels.queries, *labels.keys)
         split = weights.reshape([sizes[label] for label in order])
-        return output, _merged(split, order, parse(self.weights), sizes)
+        return output, merged(split, order, parse(self.weights), sizes)
 
     def kernel_matrix(self, domain: Domain, **operands: Any) -> Tensor:
         """w, (…, L, S): batch labels, then one axis of query positions and one of key positions."""
@@ -214,7 +214,7 @@ class Attention(Kernel):
             tensor = tensor.permute([own.index(label) for label in order if label in own])
             return tensor.reshape([sizes[label] if label in own else 1 for label in order])
 
-        scores = _einsum(
+        scores = contracted(
             (split("query"), split("key")),
             tuple(
                 label
@@ -251,8 +251,8 @@ class Attention(Kernel):
         value = labels_of(self.layouts["value"])
         result = (*labels.batch, *labels.queries, *labels.features)
         weights = matrix.reshape([sizes[label] for label in order])
-        summed = _einsum(((weights, order), (operands["value"].reshape([sizes[v] for v in value]), value)), result)
-        return _merged(summed, result, parse(self.output), sizes)
+        summed = contracted(((weights, order), (operands["value"].reshape([sizes[v] for v in value]), value)), result)
+        return merged(summed, result, parse(self.output), sizes)
 
     def miniature(self, domain: Domain, roles: tuple[str, ...]) -> Sample:
         """Small extents by label; no dropout."""
@@ -346,20 +346,6 @@ class Attention(Kernel):
                 fixed = replace(kernel, sizes=tuple((label, size[label]) for label, _ in kernel.sizes))
                 found.append(Sample(Spec(fixed, Keys(), "attention", tuple(fixed.layouts)), fixed._draws(size)))
         return found
-
-
-def _einsum(factors: tuple[tuple[Tensor, tuple[str, ...]], ...], result: tuple[str, ...]) -> Tensor:
-    letters = {
-        label: chr(97 + number) for number, label in enumerate(dict.fromkeys(sum((own for _, own in factors), ())))
-    }
-    terms = ",".join("".join(letters[label] for label in own) for _, own in factors)
-    equation = f"{terms}->{''.join(letters[label] for label in result)}"
-    return torch.einsum(equation, *(tensor for tensor, _ in factors))
-
-
-def _merged(tensor: Tensor, order: tuple[str, ...], target: Layout, sizes: dict[str, int]) -> Tensor:
-    moved = tensor.permute([order.index(label) for label in labels_of(target)])
-    return moved.reshape([math.prod(sizes[label] for label in axis) for axis in target])
 
 
 def _apply(step: Step, scores: Tensor, operand: Tensor | None) -> Tensor:

@@ -128,9 +128,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class Draw:
-    """How to draw one random operand: shape and kind (``float``, ``bool`` with ~70 % True, or ``mask`` of 0 / −inf).
+    """How to draw one random operand: shape and kind.
 
-    Floats are normal, with standard deviation ``deviation``.
+    ``float``: normal, with standard deviation ``deviation``; ``positive``: exp of that; ``complex``: both parts normal;
+    ``bool``: about 70 % True; ``mask``: 0 or −∞.
     """
 
     shape: tuple[int, ...]
@@ -141,11 +142,15 @@ class Draw:
         """A random tensor; with ``strided`` a non-contiguous view holding the same values."""
         if self.kind == "bool":
             value = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
+        elif self.kind == "complex":
+            wide = torch.promote_types(dtype, torch.complex64)
+            value = torch.randn(self.shape, generator=generator, dtype=torch.complex128).to(wide)
         elif self.kind == "mask":
             keep = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
             value = torch.zeros(self.shape, dtype=dtype).masked_fill(~keep, float("-inf"))
         else:
-            value = torch.randn(self.shape, generator=generator, dtype=torch.float64).mul_(self.deviation).to(dtype)
+            value = torch.randn(self.shape, generator=generator, dtype=torch.float64).mul_(self.deviation)
+            value = (value.exp() if self.kind == "positive" else value).to(dtype)
         if strided and value.dim():
             wide = value.new_zeros((*self.shape[:-1], 2 * self.shape[-1]))
             wide[..., ::2] = value

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
-__all__ = ["Arranger", "Layout", "label_sizes", "labels_of", "parse", "shown"]
+import torch
+from torch import Tensor
+
+__all__ = ["Arranger", "Layout", "contracted", "label_sizes", "labels_of", "merged", "parse", "shown"]
 
 Layout = tuple[tuple[str, ...], ...]
 
@@ -56,6 +59,23 @@ def label_sizes(layouts: Mapping[str, Layout], operands: Mapping[str, Any], know
             raise ValueError(f"the extents of {rest[0][0]} are not known")
         waiting = rest
     return sizes
+
+
+def contracted(factors: Sequence[tuple[Tensor, Sequence[str]]], result: Sequence[str]) -> Tensor:
+    """Σ Π of tensors with one label an axis, over the labels that ``result`` lacks."""
+    letters = {
+        label: chr(97 + number)
+        for number, label in enumerate(dict.fromkeys(sum((tuple(own) for _, own in factors), ())))
+    }
+    terms = ",".join("".join(letters[label] for label in own) for _, own in factors)
+    equation = f"{terms}->{''.join(letters[label] for label in result)}"
+    return torch.einsum(equation, *(tensor for tensor, _ in factors))
+
+
+def merged(tensor: Tensor, order: Sequence[str], target: Layout, sizes: Mapping[str, int]) -> Tensor:
+    """A tensor with one label an axis, those of ``order``, in the layout ``target``."""
+    moved = tensor.permute([order.index(label) for label in labels_of(target)])
+    return moved.reshape([prod(sizes[label] for label in axis) for axis in target])
 
 
 class Arranger:

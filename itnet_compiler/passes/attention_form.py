@@ -9,8 +9,6 @@ a chain is a view, a cast, or one elementwise step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch.fx import Node
@@ -203,46 +201,3 @@ class _Finder(Chains):
         self.match.require(held[key] == keys, "the keys lack some of the positions that the softmax runs over", node)
         found.query = self._operand(*sides[1 - key], scaled=True)
         found.key = self._operand(*sides[key], scaled=True)
-
-    def _product(self, node: Node, reason: str) -> Contraction:
-        read = read_product(node)
-        self.match.require(read is not None and len(read[0].operands) == 2, reason, node)
-        assert read is not None
-        for taken in read[1]:
-            self._take(taken)
-        return read[0]
-
-    def _factors(self, product: Contraction, axes: Axes) -> list[tuple[Node, Axes]]:
-        """Both factors with their axes, in the labels of the result and new ones for what is summed."""
-        known = dict(zip(product.output, axes, strict=True))
-        self._inner: dict[str, tuple[str, ...]] = {}
-        sides = []
-        for operand, names in zip(product.operands, product.labels, strict=True):
-            self.match.require(len(set(names)) == len(names), "the diagonal of an operand", operand)
-            found = []
-            for name, size in zip(names, shape_of(operand), strict=True):
-                if name not in known:
-                    known[name] = self._inner[name] = self.tracer.label(size)
-                found.append(() if isinstance(size, int) and size == 1 else known[name])
-            sides.append((operand, tuple(found)))
-        return sides
-
-    def _summed(self, product: Contraction, sides: list[tuple[Node, Axes]]) -> tuple[str, ...]:
-        """Labels summed over; each must be in both factors."""
-        summed = tuple(label for name in product.summed for label in self._inner.get(name, ()))
-        for side, axes in sides:
-            lacks = set(summed) - {label for axis in axes for label in axis}
-            self.match.require(not lacks, "one factor is summed on its own", side)
-        return summed
-
-    @contextmanager
-    def _restored_on_refusal(self) -> Iterator[None]:
-        found = self.found
-        lists: tuple[list[Any], ...] = (found.region, found.steps, found.after, found.chain)
-        before = [list(each) for each in lists]
-        try:
-            yield
-        except Refusal:
-            for each, old in zip(lists, before, strict=True):
-                each[:] = old
-            raise

@@ -20,16 +20,19 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..ir.attention import Attention
+from ..ir.fourier import Fourier
 from ..ir.layout import parse
+from ..ir.long_convolution import LongConvolution
 from ..ir.mixing import Mixing
+from ..ir.separable import Separable
 from . import axis_views  # noqa: F401 - registers its rules
 from .axis_algebra import Axis, AxisRole, axis
 from .axis_layers import conv_like, recurrent, scaled_attention
-from .axis_rules import RULES, Axes, unknown
+from .axis_rules import RULES, Axes, resize_all, unknown
 from .dependence import Dependence, dependences, is_parameter
 from .operators import operator_name
 
-__all__ = ["Analysis", "AxisRole", "analyse", "invalidate", "roles_of"]
+__all__ = ["Analysis", "AxisRole", "analyse", "invalidate", "is_weight", "roles_of"]
 
 Roles = tuple[AxisRole, ...]
 
@@ -86,7 +89,9 @@ class Analysis:
         value = node.meta.get("val")
         return list(value.shape) if isinstance(value, Tensor) else []
 
-    def _of_attention(self, kernel: Attention, operands: dict[str, Any], shape: Sequence[Any]) -> list[Axis]:
+    def _of_attention(
+        self, kernel: Attention | Separable, operands: dict[str, Any], shape: Sequence[Any]
+    ) -> list[Axis]:
         """Axes of the result by label: as the queries have them, else keys, values or a mask."""
         labels = kernel.labels
         known: dict[tuple[str, ...], Axis] = {}
@@ -125,6 +130,8 @@ class Analysis:
         if isinstance(kernel, Mixing):
             place = len(source) - (2 if kernel.left else 1)
             found = [*source[:place], axis(first.shape[place], AxisRole.POSITION), *source[place + 1 :]]
+        elif isinstance(kernel, (Fourier, LongConvolution)):
+            found = resize_all(source, list(first.shape))
         elif family == "stationary" or (family == "dense" and kernel.weights != "uniform"):
             found = conv_like(source, list(first.shape), spec.domain.rank, new_features="weight" in operands)
         elif family == "dense":
@@ -134,7 +141,7 @@ class Analysis:
                 for place, one in enumerate(source)
                 if kernel.keepdim or place not in axes
             ]
-        elif isinstance(kernel, Attention):
+        elif isinstance(kernel, (Attention, Separable)):
             found = self._of_attention(kernel, operands, first.shape)
         elif family == "softmax" and "input" in operands:
             found = scaled_attention(source, source, source, first.shape[-1])
@@ -157,18 +164,28 @@ def _fits(axes: Axes, value: Any) -> bool:
     )
 
 
-_kept: WeakKeyDictionary[Graph, WeakKeyDictionary[Node, Roles]] = WeakKeyDictionary()
+# Roles of a node's axes, and whether its value depends on no model input.
+_kept: WeakKeyDictionary[Graph, WeakKeyDictionary[Node, tuple[Roles, bool]]] = WeakKeyDictionary()
 
 
 def analyse(graph: Graph) -> Analysis:
     """A fresh analysis of ``graph``, whose results ``roles_of`` will give from now on."""
     found = Analysis(graph)
-    _kept[graph] = WeakKeyDictionary({node: found.roles(node) for node in graph.nodes})
+    _kept[graph] = WeakKeyDictionary({node: (found.roles(node), found.is_weight(node)) for node in graph.nodes})
     return found
 
 
 def roles_of(node: Node) -> Roles:
     """Roles of a tensor node's axes, from the analysis of its graph; empty where the node is no single tensor."""
+    return _known(node)[0]
+
+
+def is_weight(node: Node) -> bool:
+    """Whether a value depends on no model input."""
+    return _known(node)[1]
+
+
+def _known(node: Node) -> tuple[Roles, bool]:
     kept = _kept.get(node.graph)
     if kept is None or node not in kept:
         analyse(node.graph)

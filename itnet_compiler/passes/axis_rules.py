@@ -13,6 +13,7 @@ from .contraction import contraction
 from .match import bind
 from .operators import (
     CUMULATIVE,
+    FOURIER,
     POINTWISE,
     REDUCTIONS,
     SOFTMAXES,
@@ -154,6 +155,7 @@ def like(node: Node, look: Lookup) -> Axes:
 )
 @on("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill", "index_put", "masked_scatter")
 @on("reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d")
+@on(*FOURIER)
 @on("replication_pad3d", "index_select", "channel_shuffle", "native_channel_shuffle", "gather", "take_along_dim")
 def same_axes(node: Node, look: Lookup) -> Axes:
     """The source's axes, each perhaps with another extent."""

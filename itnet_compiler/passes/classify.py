@@ -24,6 +24,7 @@ from .operators import (
     CUMULATIVE,
     EMBEDDINGS,
     EXTREMA,
+    FOURIER,
     INDEXED,
     LIKE,
     MIXING,
@@ -114,7 +115,7 @@ def _classify_call(node: Node, name: str, analysis: Analysis) -> Classification:
         return Classification(Category.ROUTING, "counts and offsets")
     if name in REDUCTIONS:
         return _of_reduction(node, name, analysis)
-    if name in SOFTMAXES or name in CUMULATIVE:
+    if name in SOFTMAXES | CUMULATIVE | FOURIER:
         return _along(name, _roles(node, analysis))
     if name in INDEXED:
         return _of_index(node, name, analysis)

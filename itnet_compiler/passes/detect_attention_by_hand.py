@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from torch import Tensor
 from torch.fx import Node
 
 from ..ir.attention import LOW, Attention, Step
@@ -14,8 +13,8 @@ from ..ir.kernel import Spec
 from ..ir.layout import shown
 from .attention_form import find
 from .attention_steps import Found, Leaf
-from .labels import Axes, Tracer
-from .mask_patterns import Condition, may_hide, read
+from .labels import Axes, Tracer, letters
+from .mask_patterns import Condition, made_of, may_hide, read
 from .match import Match, Proposal, propose, rule, value_of
 from .operators import operator_name
 from .verify import hint
@@ -124,22 +123,11 @@ def _prove_masks(found: Found, naming: _Naming) -> None:
         else:
             if len(places) == 1 and visible.is_causal(query, key):
                 found.steps[place] = (Step("causal", layout=naming.text(((query,), (key,)))), None)
-                found.region += _making(leaf.node)
+                found.region += made_of(leaf.node)
                 return
             pattern = visible.describe(query, key)
         hides = step.kind in ("plus", "minus") and may_hide(leaf.node)
         found.steps[place] = (replace(step, pattern=pattern, hides=hides), leaf)
-
-
-def _making(node: Node) -> list[Node]:
-    """A node that is made of numbers alone with all that makes it."""
-    found: dict[Node, None] = {}
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        found[one] = None
-        waiting += [source for source in one.all_input_nodes if isinstance(value_of(source), Tensor)]
-    return list(found)
 
 
 _MASKS = ("fill", "keep", "plus", "minus")
@@ -190,14 +178,7 @@ class _Naming:
         batch = [label for label in weights if label not in (*keys, *queries)]
         features = [label for label in output if label not in weights]
         channels = [label for label in tracer.flat(found.query.axes) if label not in weights]
-        self._names: dict[str, str] = {}
-        for letters, group in (("bhg", batch), ("i", queries), ("j", keys), ("c", channels), ("e", features)):
-            for place, label in enumerate(group):
-                if letters == "bhg":
-                    name = letters[place] if place < 3 else f"b{place}"
-                else:
-                    name = letters if len(group) == 1 else f"{letters}{place + 1}"
-                self._names[label] = name
+        self._names = letters(batch, queries, keys, channels, features)
         self.one_query = queries[0] if len(queries) == 1 else None
         self.one_key = keys[0] if len(keys) == 1 else None
         self._queries, self._keys = set(queries), set(keys)

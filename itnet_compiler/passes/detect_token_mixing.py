@@ -7,7 +7,7 @@ from torch.fx import Node
 from ..ir.domain import Grid
 from ..ir.kernel import Spec
 from ..ir.mixing import Mixing
-from .axes import AxisRole, roles_of
+from .axes import AxisRole, is_weight, roles_of
 from .match import Match, Proposal, bind, present, propose, rank, rule, value_of
 
 __all__ = ["token_mixing"]
@@ -28,24 +28,7 @@ def token_mixing(node: Node, match: Match) -> Proposal:
     match.require(rank(source) >= (2 if left else 1), "the operand has no such axis")
     role = roles_of(source)[place]
     match.require(role is AxisRole.POSITION, f"the axis summed over is not proven to hold positions: {role.value}")
-    match.require(_is_weight(weight), "both factors depend on the input")
+    match.require(is_weight(weight), "both factors depend on the input")
     match.require(rank(weight) == 2, "another matrix for each sample or head")
     match.require(value_of(node).dtype == value_of(source).dtype, "the result has another dtype")
     return propose(Spec(Mixing(left), Grid(1), "token mixing", present(operands)), operands, node)
-
-
-def _is_weight(node: Node) -> bool:
-    """Whether a value is computed from parameters and buffers alone, in a few steps."""
-    waiting, seen = [node], set[Node]()
-    while waiting and len(seen) <= _MOST_STEPS:
-        one = waiting.pop()
-        if one in seen or one.op == "get_attr":
-            continue
-        seen.add(one)
-        if one.op != "call_function":
-            return False
-        waiting += one.all_input_nodes
-    return not waiting
-
-
-_MOST_STEPS = 32

@@ -22,7 +22,7 @@ from .axis_sizes import ONE, Monomial, monomial, quotient
 from .match import bind, rank, shape_of, value_of
 from .operators import operator_name
 
-__all__ = ["Axes", "Tracer", "is_one"]
+__all__ = ["Axes", "Tracer", "is_one", "letters"]
 
 Axis = tuple[str, ...]
 Axes = tuple[Axis, ...]
@@ -38,6 +38,16 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 def is_one(size: Any) -> bool:
     """Whether an extent is the constant 1."""
     return isinstance(size, int) and size == 1
+
+
+def letters(
+    batch: Iterable[str], queries: Iterable[str], keys: Iterable[str], channels: Iterable[str], features: Iterable[str]
+) -> dict[str, str]:
+    """A name for each label by what it counts: b h g … i … j … c … e …, numbered where there are several."""
+    names = {label: "bhg"[place] if place < 3 else f"b{place}" for place, label in enumerate(batch)}
+    for letter, group in zip("ijce", map(list, (queries, keys, channels, features)), strict=True):
+        names |= {label: letter if len(group) == 1 else f"{letter}{place + 1}" for place, label in enumerate(group)}
+    return names
 
 
 class Tracer:

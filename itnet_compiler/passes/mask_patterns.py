@@ -23,7 +23,7 @@ from .labels import Axes, Tracer
 from .match import bind, value_of
 from .operators import operator_name
 
-__all__ = ["Condition", "Pattern", "may_hide", "read"]
+__all__ = ["Condition", "Pattern", "made_of", "may_hide", "read"]
 
 # ((label, factor), …), constant: Σ factor·position(label) + constant ≥ 0
 Atom = tuple[tuple[tuple[str, int], ...], int]
@@ -93,6 +93,17 @@ def read(node: Node, axes: Axes, tracer: Tracer) -> Pattern | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return found if isinstance(found, Pattern) else None
+
+
+def made_of(node: Node) -> list[Node]:
+    """A node that is made of numbers alone with all that makes it."""
+    found: dict[Node, None] = {}
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        found[one] = None
+        waiting += [source for source in one.all_input_nodes if isinstance(value_of(source), Tensor)]
+    return list(found)
 
 
 def may_hide(node: Node) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "CUMULATIVE",
     "EMBEDDINGS",
     "EXTREMA",
+    "FOURIER",
     "INDEXED",
     "LIKE",
     "MIXING",
@@ -132,6 +133,9 @@ SOFTMAXES = _words(
     "softmax log_softmax _softmax _log_softmax _safe_softmax softmin special_softmax special_log_softmax"
 )
 CUMULATIVE = _words("cumsum cumprod cummax cummin logcumsumexp diff glu")
+
+# Also along axes that they keep, though perhaps not in their extent.
+FOURIER = frozenset(f"fft_{name}{count}" for name in ("fft", "ifft", "rfft", "irfft") for count in ("", "2", "n"))
 
 # Along one or more axes, which they remove.
 STATISTICS = _words("mean sum var std var_mean std_mean norm linalg_vector_norm linalg_norm nansum nanmean")

@@ -48,9 +48,9 @@ def read_product(node: object) -> tuple[Contraction, list[Node]] | None:
         return None
     dims = {place % rank(inner) for place in (dims if isinstance(dims, (list, tuple)) else [dims])}
     names = tuple(f"a{place}" for place in range(rank(inner)))
-    output = tuple(name for place, name in enumerate(names) if place not in dims)
-    if given.get("keepdim"):
-        return None
+    kept = bool(given.get("keepdim"))  # as axes of extent 1, which no operand has
+    output = tuple(f"one{place}" if place in dims else name for place, name in enumerate(names))
+    output = output if kept else tuple(name for place, name in enumerate(output) if place not in dims)
     labels = tuple(names[len(names) - rank(operand) :] for operand in (first, second))
     return Contraction((first, second), labels, output), [node, inner]
 

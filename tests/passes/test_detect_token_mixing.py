@@ -57,4 +57,4 @@ def test_near_misses(name):
     model, x = Mixer(NEAR_MISSES[name]).eval(), torch.randn(2, 3, 16, 16)
     unified = itnet.unify(model, x)
     assert not mixed(unified)
-    assert torch.equal(unified(x), model(x))
+    torch.testing.assert_close(unified(x), model(x))  # products of activations are linear attention
