@@ -143,8 +143,8 @@ class Draw:
         if self.kind == "bool":
             value = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
         elif self.kind == "complex":
-            wide = torch.promote_types(dtype, torch.complex64)
-            value = torch.randn(self.shape, generator=generator, dtype=torch.complex128).to(wide)
+            value = torch.randn(self.shape, generator=generator, dtype=torch.complex128)
+            value = value.to(torch.promote_types(dtype, torch.complex64))
         elif self.kind == "mask":
             keep = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
             value = torch.zeros(self.shape, dtype=dtype).masked_fill(~keep, float("-inf"))

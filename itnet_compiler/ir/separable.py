@@ -25,6 +25,9 @@ class Separable(Kernel):
         y[b, i, e] = Σ_j K(b, i, j)·v[b, j, e] / Z(b, i)
         Z(b, i) = 1, or with ``normalised`` Σ_j K(b, i, j) + eps, or max(·, eps) with ``clamped``
 
+    With ``softmaxed``, k[b, ·, c] is first normalised over all positions: k ← exp(k) / Σ_j exp(k), as in efficient
+    attention (arXiv 1812.01243) and lambda layers (2102.08602).
+
     Without queries K(b, i, j) = scale·k[b, i, j]: a sum of values weighted by features of their positions alone, as in
     bilinear pooling. Layouts as in ``Attention``; an operand need not have all labels.
 
@@ -35,6 +38,7 @@ class Separable(Kernel):
         query: Layout of the operand; empty where there is none.
         mask: Layout of the operand m that K is multiplied by; empty where there is none.
         hides: Whether m is the inverse of a boolean operand.
+        softmaxed: Whether a softmax over the positions is taken of the keys.
         causal: Whether a query sees keys up to its own position only.
         normalised: Whether the weights are divided by their sum.
         eps: Added to that sum, or its least value.
@@ -52,6 +56,7 @@ class Separable(Kernel):
     query: str = ""
     mask: str = ""
     hides: bool = False
+    softmaxed: bool = False
     causal: bool = False
     normalised: bool = False
     eps: float = 0.0
@@ -82,7 +87,7 @@ class Separable(Kernel):
     def describe(self) -> str:
         """``separable(causal, normalised)`` and the layouts."""
         parts = [f"scale={self.scale:.6g}"] if self.scale != 1.0 else []
-        parts += [name for name in ("causal", "normalised") if getattr(self, name)]
+        parts += [name for name in ("softmaxed", "causal", "normalised") if getattr(self, name)]
         parts += [f"{'at least' if self.clamped else 'eps'}={self.eps:.3g}"] if self.eps else []
         parts += ["·¬mask" if self.hides else "·mask"] if self.mask else []
         text = f"{self.family}({', '.join(parts)})" if parts else self.family
@@ -92,7 +97,7 @@ class Separable(Kernel):
     def properties(self, domain: Domain) -> frozenset[str]:
         """Linear in the values; separable but for a mask."""
         found = {"linear"}
-        if self.causal and self.query:
+        if self.causal and self.query and not self.softmaxed:
             found.add("causal")
         elif self.query and not self.mask:
             found.add("separable")
@@ -135,7 +140,12 @@ class Separable(Kernel):
         own, tensor = labels_of(self.layouts[role]), operands[role]
         if role == "mask":
             tensor = (~tensor if self.hides else tensor).to(operands["key"].dtype)
-        return tensor.reshape([sizes[label] for label in own]), own
+        tensor = tensor.reshape([sizes[label] for label in own])
+        if role == "key" and self.softmaxed:
+            places = [own.index(label) for label in self.labels.keys]
+            tensor = tensor - tensor.amax(places, keepdim=True) if tensor.numel() else tensor
+            tensor = tensor.exp() / tensor.exp().sum(places, keepdim=True)
+        return tensor, own
 
     def apply_matrix(self, domain: Domain, matrix: Tensor, **operands: Any) -> Tensor:
         """Σ_j K·v in the layout of the output."""
@@ -199,6 +209,8 @@ class Separable(Kernel):
             (replace(plain, causal=True), sizes | {"i": 300, "j": 300, "b": 1, "h": 1}),
             (replace(heads, causal=True, normalised=True, eps=1e-3), same),
             (replace(plain, mask="h i j"), sizes),
+            (replace(plain, softmaxed=True, scale=0.5), sizes),
+            (replace(heads, softmaxed=True), sizes),
             (replace(plain, mask="i j", hides=True), sizes),
             (replace(plain, mask="b 1 1 j", normalised=True, eps=1.0), sizes),
             (cls("b j c", "b j e", "b c e"), sizes),

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..ir.attention import Attention
+from ..ir.fold import Fold
 from ..ir.fourier import Fourier
 from ..ir.layout import parse
 from ..ir.long_convolution import LongConvolution
@@ -132,6 +133,16 @@ class Analysis:
             found = [*source[:place], axis(first.shape[place], AxisRole.POSITION), *source[place + 1 :]]
         elif isinstance(kernel, (Fourier, LongConvolution)):
             found = resize_all(source, list(first.shape))
+        elif isinstance(kernel, Fold):
+            return (
+                unknown(node)
+                if len(source) != 3
+                else [
+                    source[0],
+                    axis(first.shape[1], AxisRole.FEATURE),
+                    *(axis(size, AxisRole.POSITION) for size in first.shape[2:]),
+                ]
+            )
         elif family == "stationary" or (family == "dense" and kernel.weights != "uniform"):
             found = conv_like(source, list(first.shape), spec.domain.rank, new_features="weight" in operands)
         elif family == "dense":

@@ -10,7 +10,8 @@ from ..ir.layout import shown
 from ..ir.separable import Separable
 from .labels import Axes, letters
 from .match import Match, Proposal, is_made, propose, rule, value_of
-from .separable_form import Form, find
+from .separable_form import find
+from .separable_normal import Form
 
 __all__ = ["linear_attention"]
 
@@ -40,6 +41,7 @@ def linear_attention(node: Node, match: Match) -> Proposal:
         **{role: text(leaf.axes) for role, leaf in present.items()},
         output=text(form.output),
         hides=form.hides,
+        softmaxed=form.softmaxed,
         causal=form.causal,
         normalised=form.normalised,
         eps=form.eps,

@@ -10,47 +10,19 @@ operand is which. Followed backwards in labels, as attention is (see ``attention
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch.fx import Node
 
-from .attention_steps import LONGEST, Chains, Leaf
+from .attention_steps import LONGEST, Leaf
 from .axes import AxisRole, is_weight, roles_of
 from .contraction import Contraction
-from .labels import Axes, Tracer
+from .labels import Axes
 from .mask_patterns import made_of, read
 from .match import Match, Refusal, bind, rank, shape_of, value_of
 from .operators import operator_name
-from .products import as_sum, is_tensor, leads_to_softmax, read_product
+from .products import SOFTMAXES, is_tensor, leads_to_softmax, read_product
+from .separable_normal import Form, Normalising
 
-__all__ = ["Form", "find"]
-
-
-@dataclass
-class Form:
-    """A sum of values weighted by products of features, in labels that ``tracer`` resolves; see ``ir.Separable``.
-
-    Attributes:
-        region: The nodes that compute it.
-        keys: Labels summed over.
-        channels: Labels that the product of queries and keys sums over.
-    """
-
-    tracer: Tracer
-    region: list[Node]
-    output: Axes
-    key: Leaf
-    value: Leaf
-    keys: tuple[str, ...]
-    query: Leaf | None = None
-    channels: tuple[str, ...] = ()
-    mask: Leaf | None = None
-    hides: bool = False
-    causal: bool = False
-    normalised: bool = False
-    eps: float = 0.0
-    clamped: bool = False
-    scale: float = 1.0
+__all__ = ["find"]
 
 
 def find(node: Node, match: Match) -> Form:
@@ -62,11 +34,10 @@ def find(node: Node, match: Match) -> Form:
     return _Finder(match).run(node)
 
 
-class _Finder(Chains):
+class _Finder(Normalising):
     def __init__(self, match: Match) -> None:
         super().__init__(match)
         self._roles: dict[str, set[AxisRole]] = {}
-        self._past: tuple[str, str] | None = None
 
     def run(self, node: Node) -> Form:
         output, total = self.tracer.fresh(shape_of(node)), None
@@ -92,16 +63,13 @@ class _Finder(Chains):
         sides = self._factors(product, axes)
         outer = self._summed(product, sides)
         self.match.require(outer, "an outer product: nothing is summed", node)
-        self.match.require(
-            not any(leads_to_softmax(side) for side, _ in sides), "the weights come from a softmax", node
-        )
         refusals = []
         for place in (1, 0):
             try:
                 with self._restored_on_refusal():
                     return self._chain(sides[place], sides[1 - place], outer)
             except Refusal as refusal:
-                self._past = None
+                self.past = None
                 refusals.append(refusal)
         try:
             with self._restored_on_refusal():
@@ -111,6 +79,8 @@ class _Finder(Chains):
 
     def _weighted_sum(self, node: Node, sides: list[tuple[Node, Axes]], keys: tuple[str, ...]) -> Form:
         """Σ_j k·v with nothing further: K is a factor of the source alone."""
+        soft = any(leads_to_softmax(side) for side, _ in sides)
+        self.match.require(not soft, "the weights come from a softmax", node)
         for side in sides:
             self._note_roles(*side)
         self._prove_positions(keys, node)
@@ -129,7 +99,7 @@ class _Finder(Chains):
             read_ = read_product(node)
             if read_ is not None and len(read_[0].operands) == 2:
                 break
-            if self._past and operator_name(node) == "mul":
+            if self.past and operator_name(node) == "mul":
                 return self._outer_product(node, axes, outside, outer)
             node, axes = self._one_back(node, axes, masks)
         else:
@@ -144,8 +114,8 @@ class _Finder(Chains):
         place = 0 if holders[0] else 1
         self.match.require(holders[place] == set(self.tracer.flat([outer])), "the two products share no axis", node)
         leaves = self._leaf(*outside), self._leaf(*sides[place]), self._leaf(*sides[1 - place])
-        if self._past and not inner:
-            return self._linear(leaves, outer, (self._past[1],), [])
+        if self.past and not inner:
+            return self._linear(leaves, outer, (self.past[1],), [])
         self.match.require(inner, "the inner product sums nothing", node)
         if not masks and self._are_positions(inner):
             return self._linear(leaves, outer, inner, masks)
@@ -168,8 +138,8 @@ class _Finder(Chains):
         self.match.require(held[0] != held[1] and wanted in held, "no factor alone has the axis summed outside", node)
         place = held.index(wanted)
         leaves = self._leaf(*outside), self._leaf(*sides[place]), self._leaf(*sides[1 - place])
-        assert self._past is not None
-        return self._linear(leaves, outer, (self._past[1],), [])
+        assert self.past is not None
+        return self._linear(leaves, outer, (self.past[1],), [])
 
     def _linear(
         self,
@@ -182,11 +152,24 @@ class _Finder(Chains):
         self.match.require(not masks, "the sum over positions is masked", key.node)
         self._require_data(key, value)
         self._require_each(keys, key, value)
-        if self._past is not None:
-            self._prove_positions((self._past[0],), key.node)
-            self._require_each((self._past[0],), query)
-        causal = self._past is not None
-        return Form(self.tracer, [], (), key, value, keys, query, channels, causal=causal, scale=self._scale())
+        if self.past is not None:
+            self._prove_positions((self.past[0],), key.node)
+            self._require_each((self.past[0],), query)
+        causal = self.past is not None
+        form = Form(self.tracer, [], (), key, value, keys, query, channels, causal=causal, scale=self._scale())
+        if not causal:
+            self._take_softmax(form)
+        return form
+
+    def _take_softmax(self, form: Form) -> None:
+        """A softmax of the keys over the positions summed becomes part of the sum."""
+        node, axes = form.key.node, self.tracer.resolve(form.key.axes)
+        given = bind(node) if node.op == "call_function" and operator_name(node) in SOFTMAXES else {}
+        if not given or len(node.users) != 1 or value_of(given["self"]).dtype != value_of(node).dtype:
+            return
+        if self.tracer.flat([axes[int(given["dim"])]]) == self.tracer.flat([form.keys]):
+            self._take(node)
+            form.key, form.softmaxed = self._operand(given["self"], axes), True
 
     def _quadratic(
         self,
@@ -198,15 +181,15 @@ class _Finder(Chains):
         value, key, query = leaves
         self._require_data(key, value)
         self.match.require(len(masks) <= 1, "more than one mask", key.node)
-        causal, mask, hides = self._past is not None, None, False
+        causal, mask, hides = self.past is not None, None, False
         queries = [
             label
             for label in self.tracer.flat(query.axes)
             if label not in (*self.tracer.flat(key.axes), *self.tracer.flat(value.axes))
         ]
-        if self._past is not None:
+        if self.past is not None:
             self.match.require(
-                (queries, self.tracer.flat([keys])) == ([self._past[0]], (self._past[1],)),
+                (queries, self.tracer.flat([keys])) == ([self.past[0]], (self.past[1],)),
                 "the triangle does not lie over queries and keys",
                 key.node,
             )
@@ -214,7 +197,20 @@ class _Finder(Chains):
             if len(queries) == 1 and len(keys) == 1 and not causal and self._is_causal(mask, hides, queries[0], keys):
                 self.found.region += made_of(mask.node)
                 causal, mask, hides = True, None, False
-        return Form(self.tracer, [], (), key, value, keys, query, channels, mask, hides, causal, scale=self._scale())
+        return Form(
+            self.tracer,
+            [],
+            (),
+            key,
+            value,
+            keys,
+            query,
+            channels,
+            mask,
+            hides=hides,
+            causal=causal,
+            scale=self._scale(),
+        )
 
     def _is_causal(self, mask: Leaf, hides: bool, query: str, keys: tuple[str, ...]) -> bool:
         pattern = read(mask.node, mask.axes, self.tracer)
@@ -228,16 +224,16 @@ class _Finder(Chains):
         name, given = operator_name(node), bind(node) if node.op == "call_function" else {}
         if name == "cumsum":
             place = int(self.match.literal(given["dim"], "the axis summed over")) % rank(node)
-            self.match.require(self._past is None and len(axes[place]) == 1, "a second cumulative sum", node)
+            self.match.require(self.past is None and len(axes[place]) == 1, "a second cumulative sum", node)
             self._take(node)
             earlier = self.tracer.label(shape_of(node)[place])
-            self._past = (axes[place][0], earlier[0])
+            self.past = (axes[place][0], earlier[0])
             return given["self"], (*axes[:place], earlier, *axes[place + 1 :])
         if name == "tril":
             single = given["diagonal"] == 0 and len(axes[-1]) == len(axes[-2]) == 1
-            self.match.require(single and self._past is None, "another triangle than that of past positions", node)
+            self.match.require(single and self.past is None, "another triangle than that of past positions", node)
             self._take(node)
-            self._past = (axes[-2][0], axes[-1][0])
+            self.past = (axes[-2][0], axes[-1][0])
             return given["self"], axes
         if (step := self._back(node, axes)) is not None:
             return step
@@ -283,159 +279,6 @@ class _Finder(Chains):
         wanted = set(self.tracer.flat([labels]))
         for leaf in leaves:
             self.match.require(wanted <= set(self.tracer.flat(leaf.axes)), "a factor lacks positions", leaf.node)
-
-    # ── The sum that normalises
-
-    def _divided(self, node: Node, axes: Axes) -> tuple[Node, Axes, tuple[Node, Axes]]:
-        """y / Z or y·(1/Z): the product, its axes, and Z with its axes."""
-        given = bind(node)
-        first, second = given["self"], given["other"]
-        self.match.require(is_tensor(first) and is_tensor(second), "no quotient of two tensors", node)
-        self.match.require(given.get("rounding_mode") is None, "a rounded quotient", node)
-        self._take(node)
-        if operator_name(node) == "mul":
-            first, second = (second, first) if _is_inverse(first) else (first, second)
-            second, second_axes = self._inverted(second, self._aligned(second, axes))
-        else:
-            second_axes = self._aligned(second, axes)
-        top, top_axes = self._through_views(first, self._aligned(first, axes))
-        return top, top_axes, (second, second_axes)
-
-    def _aligned(self, node: Node, axes: Axes) -> Axes:
-        found = self.tracer.aligned(node, axes)
-        self.match.require(found is not None, "an operand does not fit", node)
-        assert found is not None
-        return found
-
-    def _third_factor(self, product: Contraction, axes: Axes) -> tuple[Contraction, tuple[Node, Axes]]:
-        """Of Σ q·M·z with z = 1/Z: the product of the other two, and Z with its axes."""
-        places = dict(zip(product.output, axes, strict=True))
-        for place, (node, names) in enumerate(zip(product.operands, product.labels, strict=True)):
-            if set(names) <= set(product.output) and len(set(names)) == len(names):
-                rest = [other for other in range(3) if other != place]
-                two = Contraction(
-                    tuple(product.operands[other] for other in rest),
-                    tuple(product.labels[other] for other in rest),
-                    product.output,
-                )
-                return two, self._inverted(node, tuple(places[name] for name in names))
-        return self.match.refuse("a product of three factors that are all summed")
-
-    def _inverted(self, node: Node, axes: Axes) -> tuple[Node, Axes]:
-        """Z of 1/Z."""
-        for _ in range(LONGEST):
-            name, given = operator_name(node), bind(node) if node.op == "call_function" else {}
-            is_one = name == "mul" and given["other"] == 1
-            inverse = name == "reciprocal" or (name == "pow" and given.get("exponent") == -1)
-            if not inverse and not is_one:
-                moved = self.tracer.back(node, axes)
-                self.match.require(moved is not None, "multiplied by something else than a reciprocal", node)
-                assert moved is not None
-                self._take(node)
-                node, axes = moved
-                continue
-            self._take(node)
-            node = given["self"]
-            if inverse:
-                return node, axes
-        return self.match.refuse("the chain of the normalising sum is too long", node)
-
-    def _normalise(self, form: Form, node: Node, axes: Axes) -> None:
-        """Prove that a divisor is Σ_j K, plus or at least a number."""
-        self.match.require(form.query is not None and form.mask is None and form.scale == 1.0, "divides by more", node)
-        assert form.query is not None
-        for _ in range(LONGEST):
-            name, given = operator_name(node), bind(node) if node.op == "call_function" else {}
-            number = given.get("other", given.get("min"))
-            if name in ("add", "clamp_min", "clamp") and isinstance(number, (int, float)):
-                plain = given.get("max") is None and given.get("alpha", 1) == 1 and not form.eps
-                self.match.require(plain, "the sum that normalises is changed twice", node)
-                form.eps, form.clamped = float(number), name != "add"
-                self._take(node)
-                node = given["self"]
-                continue
-            moved = self.tracer.back(node, axes)
-            if moved is None:
-                break
-            self._take(node)
-            node, axes = moved
-        same = _Same(form, self.tracer)
-        product = self._product(node, f"divides by {operator_name(node)}, which is no sum of the weights")
-        sides = self._factors(product, self.tracer.resolve(axes))
-        for place in (0, 1):
-            try:
-                with self._restored_on_refusal():
-                    query = self._operand(*sides[place])
-                    self.match.require(same.leaf(query, form.query), "not the queries", query.node)
-                    self._sum_of_keys(*sides[1 - place], same, form)
-                    form.normalised = True
-                    return
-            except Refusal:
-                same = _Same(form, self.tracer)
-        self.match.refuse("the divisor is not proven to be the sum of the weights", node)
-
-    def _sum_of_keys(self, node: Node, axes: Axes, same: _Same, form: Form) -> None:
-        """Σ_j k, or its cumulative sum where the weights are causal."""
-        node, axes = self._through_views(node, axes)
-        if form.causal:
-            self.match.require(operator_name(node) == "cumsum", "no cumulative sum of the keys", node)
-            place = int(bind(node)["dim"]) % rank(node)
-            source = bind(node)["self"]
-            later = self.tracer.label(shape_of(node)[place])
-            self.match.require(
-                self._past is not None and axes[place] == (self._past[0],), "sums along another axis", node
-            )
-            own = (*axes[:place], later, *axes[place + 1 :])
-        else:
-            summed = as_sum(node)
-            self.match.require(summed is not None, "no sum of the keys", node)
-            assert summed is not None
-            source, places, keepdim = summed
-            left = iter(axes if not keepdim else [axis for place, axis in enumerate(axes) if place not in places])
-            own = tuple(
-                self.tracer.label(size) if place in places else next(left)
-                for place, size in enumerate(shape_of(source))
-            )
-        self._take(node)
-        self.match.require(value_of(node).dtype == value_of(source).dtype, "sums in another dtype", node)
-        key = self._operand(source, own)
-        self.match.require(same.leaf(key, form.key), "a sum of something else than the keys", key.node)
-
-
-class _Same:
-    """Whether labels of a second reading are those of the first: the same node, and one map of labels for all."""
-
-    def __init__(self, form: Form, tracer: Tracer) -> None:
-        self._tracer = tracer
-        self._inner = {*tracer.flat([form.keys]), *tracer.flat([form.channels])}
-        self._map: dict[str, str] = {}
-
-    def leaf(self, second: Leaf, first: Leaf) -> bool:
-        """Whether both leaves are one value read alike; notes which inner labels are one."""
-        ours, theirs = self._tracer.resolve(first.axes), self._tracer.resolve(second.axes)
-        if second.node is not first.node or [len(axis) for axis in ours] != [len(axis) for axis in theirs]:
-            return False
-        for mine, other in zip(self._tracer.flat(ours), self._tracer.flat(theirs), strict=True):
-            fits = self._map.setdefault(other, mine) == mine if mine in self._inner else other == mine
-            if not fits:
-                return False
-        return True
-
-
-def _is_inverse(node: object) -> bool:
-    """Whether views lead back to a reciprocal."""
-    for _ in range(LONGEST):
-        if not isinstance(node, Node) or node.op != "call_function":
-            return False
-        if operator_name(node) in ("reciprocal", "pow"):
-            return True
-        if operator_name(node) not in _PASSED:
-            return False
-        node = node.args[0]
-    return False
-
-
-_PASSED = frozenset("mul unsqueeze view reshape permute transpose expand to".split())
 
 
 def _leads(node: object) -> bool:

@@ -93,6 +93,7 @@ SPELLINGS = {
     "retention": lambda net, q, k, v: (q @ k.mT * net.decay) @ v,
     "learned_queries": lambda net, q, k, v: (net.latents @ (k.mT @ v)).repeat(1, 1, 6, 1)[:, :, :16],
     "averaged": lambda net, q, k, v: q @ (k.mT @ v / 16),
+    "efficient": lambda net, q, k, v: q.softmax(-1) @ (k.softmax(-2).mT @ v),
     "katharopoulos": katharopoulos,
     "normalised": normalised,
     "normalised_clamped": normalised_clamped,
@@ -112,6 +113,7 @@ NEAR_MISSES = {
     "future": lambda net, q, k, v: (q @ k.mT).triu() @ v,
     "shifted": lambda net, q, k, v: (q @ k.mT).tril(1) @ v,
     "biased": lambda net, q, k, v: (q @ k.mT + 1.0) @ v,
+    "softmaxed_features": lambda net, q, k, v: q @ (k.softmax(-1).mT @ v),
     "over_heads": lambda net, q, k, v: torch.einsum("bhnd,bgnd->bhgn", q, k).mean(2).unsqueeze(-1) * v,
     "over_features": lambda net, q, k, v: (v @ net.latents[0].T) @ net.latents[0],
     "other_keys": lambda net, q, k, v: (q @ (k.mT @ v)) / (q @ v.exp().sum(-2).unsqueeze(-1) + 1),
@@ -172,7 +174,8 @@ def test_near_misses(name):
     torch.manual_seed(0)
     model, x = Net(NEAR_MISSES[name]).eval(), torch.randn(2, 3, 16, 16)
     unified = itnet.unify(model, x)
-    assert not [node for node in separable(unified) if node.kernel.normalised or node.kernel.causal]
+    kernels = [node.kernel for node in separable(unified)]
+    assert not any(kernel.normalised or kernel.causal or kernel.softmaxed for kernel in kernels)
     same(model, unified, x)
 
 

@@ -23,5 +23,5 @@ def lower(spec: Spec) -> Lowered:
         lengths, axes = lengths.replace("lengths", "lengths[0]"), repr(kernel.axes[0])
     else:
         name += "n"
-    function = getattr(torch._C._fft, f"fft_{name}")
+    function = getattr(torch.fft, name)
     return Lowered(spec.operands, f"{name}(input, {lengths}, {axes}, {kernel.norm!r})", {name: function})

@@ -27,7 +27,7 @@ def lower(spec: Spec) -> Lowered:
     text = f"{back}({there}(input, {length}, {axes}) * {filter_}, {length}, {axes})"
     if kernel.causal:
         text += f".narrow({kernel.axes[0]}, 0, {size})"
-    names = {name: getattr(torch._C._fft, f"fft_{name}") for name in (there, back)}
+    names = {name: getattr(torch.fft, name) for name in (there, back)}
     if kernel.exponent:
         count = length if one else "prod(period)"
         text = f"{text} * ({count}) ** {kernel.exponent!r}"

@@ -38,6 +38,8 @@ def lower(spec: Spec) -> Lowered:
         if role in kernel.layouts:
             text = arranger.arranged(role, target)
             arranger.lines.append(f"{name} = {text}")
+    if kernel.softmaxed:
+        arranger.lines.append("k = softmax(k, -2)")
     if kernel.scale != 1.0:
         arranger.lines.append(f"k = k * {kernel.scale!r}")
     if kernel.mask:
@@ -87,4 +89,5 @@ def _past(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 _matmul = torch._C._VariableFunctions.matmul
 _pad = torch._C._nn.pad
-_NAMES = {"matmul": _matmul, "pad": _pad, "paired": _paired, "past": _past}
+_softmax = torch._C._VariableFunctions.softmax
+_NAMES = {"matmul": _matmul, "pad": _pad, "softmax": _softmax, "paired": _paired, "past": _past}
