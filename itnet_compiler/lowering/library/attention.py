@@ -153,7 +153,8 @@ class _Writer:
         self.put("y", f"attention(q, k, v, {mask}, {flags})")
         hides = (form.hidden and form.number == -math.inf) or any(step.hides for step, _ in form.added)
         if hides and not form.zero:
-            self.put("y", "without_keys(y, m)")
+            bare = form.hidden and not form.added
+            self.put("y", "without_seen(y, m, v)" if bare else "without_keys(y, m)")
         self.give("y", (*lead, queries, labels.features))
 
     def _lead(self, form: FusedForm) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
@@ -268,9 +269,18 @@ def _numbers(values: Iterable[int]) -> str:
 
 
 def _without_keys(output: Tensor, mask: Tensor) -> Tensor:
-    """NaN for queries all of whose scores are −∞, as the formula gives: 0/0."""
-    nothing = ~mask.any(-1, keepdim=True) if mask.dtype is torch.bool else mask.amax(-1, keepdim=True) == -math.inf
-    return output.masked_fill(nothing, math.nan)
+    """NaN for queries all of whose scores are −∞, as the formula gives: 0/0. A product, so that gradients are NaN too."""
+    nothing = mask.amax(-1, keepdim=True) == -math.inf
+    return output * torch.where(nothing, math.nan, 1.0).to(output.dtype)
+
+
+def _without_seen(output: Tensor, seen: Tensor, value: Tensor) -> Tensor:
+    """Likewise where scores are replaced by −∞: values have NaN gradients then, queries and keys none."""
+    nothing = torch.where(seen.any(-1, keepdim=True), 0.0, math.nan).to(output.dtype)
+    total = value.sum(-2, keepdim=True)
+    if total.size(1) != output.size(1):
+        total = total.repeat_interleave(output.size(1) // total.size(1), 1)
+    return torch.addcmul(output, nothing, total)
 
 
 def _shifted(mask: Tensor) -> Tensor:
@@ -294,6 +304,7 @@ _NAMES = {name: getattr(_functions, name) for name in ("matmul", "softmax", "dro
 _NAMES |= {
     "attention": torch._C._nn.scaled_dot_product_attention,
     "without_keys": _without_keys,
+    "without_seen": _without_seen,
     "shifted": _shifted,
     "wide_softmax": _wide_softmax,
     "bool": torch.bool,
