@@ -117,7 +117,7 @@ class _Finder(Joins):
             if name == "div" and (core := self._quotient(node, given, axes)) is not None:
                 return core
             step = self._back(node, axes) or self._mixed(node, axes, found.after, keys, leads_to_softmax)
-            if step is None and name == "slice":
+            if step is None and name in ("slice", "narrow"):
                 step = self._without_sink(node, given, axes, keys)
             node, axes = step or self._step(node, axes, found.after, "weights", leads_to_softmax)
         return self.match.refuse("the chain of weights is too long", node)

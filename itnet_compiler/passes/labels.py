@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .axis_sizes import ONE, Monomial, monomial, quotient
+from .axis_sizes import ONE, Monomial, monomial, product, quotient
 from .match import bind, rank, shape_of, value_of
 from .operators import operator_name
 
@@ -94,7 +94,7 @@ class Tracer:
             found = _permuted(node, source, axes)
         elif name in _RESHAPES and value_of(source).dtype == value_of(node).dtype:
             found = self.regrouped(axes, shape_of(source))
-        elif name == "slice":
+        elif name in ("slice", "narrow"):
             found = axes if shape_of(source) == shape_of(node) and given.get("start") in (None, 0) else None
         elif name == "unsqueeze":
             place = given["dim"] % len(axes)
@@ -112,6 +112,13 @@ class Tracer:
     def regrouped(self, axes: Axes, shape: Sequence[Any]) -> Axes | None:
         """The labels of ``axes``, in their order, over axes of ``shape``; None where no whole factors fit."""
         left = list(self.flat(axes))
+        # Extents that are whole numbers although they are written as fractions: (s + 31)/32.
+        whole = {monomial(size) for size in shape} | set(self._extents.values())
+
+        def divided(over: Monomial, under: Monomial) -> Monomial | None:
+            found = product([(over, 1), (under, -1)])
+            return found if found in whole else quotient(over, under)
+
         result: list[Axis] = []
         for size in reversed(shape):
             need, taken = monomial(size), []
@@ -122,10 +129,10 @@ class Tracer:
                     return None
                 label = left.pop()
                 have = self._extents[label]
-                if (rest := quotient(need, have)) is not None:
+                if (rest := divided(need, have)) is not None:
                     taken.append(label)
                     need = rest
-                elif (rest := quotient(have, need)) is not None:
+                elif (rest := divided(have, need)) is not None:
                     slow, fast = self._split(label, rest, need)
                     left.append(slow)
                     taken.append(fast)

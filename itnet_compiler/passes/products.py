@@ -122,7 +122,7 @@ def _number(value: object) -> float | None:
 _ON_THE_WAY = frozenset(
     "mul multiply div add sub masked_fill where tanh dropout nan_to_num view reshape _unsafe_view flatten unflatten"
     " permute transpose mT t unsqueeze squeeze expand contiguous clone to _to_copy float double half bfloat16 type_as"
-    " alias detach swapaxes movedim slice".split()
+    " alias detach swapaxes movedim slice narrow".split()
 )
 # What mixes heads where one of its factors is a matrix, and the arguments that it may mix.
 _MIXERS = {"linear": ("input",), "conv2d": ("input",), "einsum": ("tensors",), "matmul": ("self", "other")}
