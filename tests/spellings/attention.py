@@ -525,7 +525,7 @@ def sink_in_front(q, k, v, sinks, mask):
 def sink_of_each_query(q, k, v, sinks, mask):
     """A query that may attend to nothing attends to the sink alone."""
     scores = (q @ k.mT).masked_fill(mask, -math.inf)
-    return F.softmax(torch.cat((scores, sinks), 3).float(), -1).type_as(q).narrow(-1, 0, S) @ v
+    return F.softmax(torch.cat((scores, sinks), 3).float(), -1).type_as(q).narrow(-1, 0, k.shape[2]) @ v
 
 
 # ── sums over heads
