@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy as copying
 from typing import Any
 
 from torch import nn
 
-from .capture.clone import shallow_clone
+from .capture.clone import deep_clone, shallow_clone
 from .capture.examples import Example, infer_example, is_lazy, normalise_example, refuse_unsuitable
 from .errors import InputError
 from .lowering.planner import PlanRule
@@ -42,7 +41,7 @@ def unify(
         dynamic: Keep batch size, lengths and image sizes symbolic wherever the model allows it. With False every
             new size is captured anew.
         verify: Check each rewrite in float64 and the result against the original; the report shows the errors.
-        copy: Give the result its own parameters and buffers.
+        copy: Give the result its own parameters and buffers; a cache of computed tensors is copied without its graph.
         boundaries: What becomes one graph each. By default the model as a whole and, where ``torch.export`` cannot
             take that, the largest of its submodules that it can, with Python code between them. ``"root"``: the
             whole or nothing. ``"blocks"``: each repeated block, for wrapping them (FSDP, checkpointing). Else globs
@@ -64,12 +63,12 @@ def unify(
             raise InputError(
                 "the model is unified already, with boundaries of its own", remedy="give boundaries= to the first unify"
             )
-        unified: Any = copying.deepcopy(model) if copy else model
+        unified: Any = deep_clone(model) if copy else model
         if example is None and any(program.variants for program in programs(program_of(unified))):
             return unified
     else:
         example = example or infer_example(model)
-        unified = as_original(shallow_clone(copying.deepcopy(model) if copy else model))
+        unified = as_original(shallow_clone(deep_clone(model) if copy else model))
         chosen, policy = resolve(unified, boundaries)
         policy.dynamic, policy.verify = dynamic, verify
         for path in chosen:

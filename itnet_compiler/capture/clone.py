@@ -1,4 +1,4 @@
-"""The shallow clone of a module tree: new module objects, the same parameters, buffers and everything else."""
+"""Clones of a module tree: a shallow one, with new module objects and the same tensors, and a deep one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["shallow_clone"]
+from .belongings import Belongings
+
+__all__ = ["deep_clone", "shallow_clone"]
+
+
+def deep_clone(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with ``model``.
+
+    What an earlier call left in an attribute together with its graph (a cache of computed tensors) is copied without
+    the graph, which would lead to the parameters of the original.
+    """
+    computed = [tensor for tensor in Belongings(model).tensors.values() if not tensor.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def shallow_clone(model: nn.Module) -> nn.Module:

@@ -37,8 +37,8 @@ from .losses import nothing_lost
 from .patience import PATIENCE, OutOfTime, limited
 from .questions import questions_noted
 from .regions import inline_regions, modes_recorded
-from .signature import Call
-from .throwaway import throwaway_clone, watch_belongings
+from .signature import Call, map_arguments
+from .throwaway import plain_sizes, throwaway_clone, watch_belongings
 
 __all__ = ["Capture", "capture"]
 
@@ -165,7 +165,7 @@ def _widen_batch(call: Call) -> Call:
     # One tensor given twice stays one tensor.
     with torch.no_grad():
         wide = {id(leaf): widen(leaf) for leaf in sized}
-    args, kwargs = pytree.tree_map(lambda value: wide.get(id(value), value), (call.args, call.kwargs))
+    args, kwargs = map_arguments(lambda value: wide.get(id(value), value), (call.args, call.kwargs))
     leaves = [wide.get(id(leaf), leaf) for leaf in call.leaves]
     return Call(call.signature, leaves, args, kwargs)
 
@@ -179,6 +179,7 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
     throwaway = throwaway_clone(model, call)
     nested = open_fast_paths(throwaway)
     watch_belongings(throwaway)
+    args, kwargs = plain_sizes(throwaway, call)
     # The grad mode comes last: inference_mode sets it too.
     mode = torch.enable_grad() if grad else torch.no_grad()
     with (
@@ -192,7 +193,7 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
         mode,
         modes_recorded(),
     ):
-        program = torch.export.export(throwaway, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(throwaway, args, kwargs, dynamic_shapes=shapes, strict=False)
     return program, nested
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Call", "Signature", "SignatureReader"]
+__all__ = ["Call", "Signature", "SignatureReader", "is_size", "map_arguments"]
 
 Arguments = dict[str, Any]
 
@@ -137,6 +137,16 @@ def _kind(value: Tensor) -> Hashable:
     if type(value) not in _PLAIN or value.is_nested:
         raise TypeError(f"a {type(value).__name__} is not a plain tensor")
     return (Tensor, value.dtype, value.dim(), value.device, value.layout, type(value))
+
+
+def is_size(value: object) -> bool:
+    """Whether a value is a ``torch.Size``, which pytree would open and put back together as a tuple."""
+    return isinstance(value, torch.Size)
+
+
+def map_arguments(function: Callable[[Any], Any], arguments: Any) -> Any:
+    """``arguments`` with every leaf of its containers replaced; ``torch.Size`` is a leaf."""
+    return pytree.tree_map(function, arguments, is_leaf=is_size)
 
 
 def _literal(value: Any) -> Hashable:

@@ -6,14 +6,16 @@ import inspect
 import types
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from .belongings import Belongings
 from .clone import shallow_clone
-from .signature import Call
+from .signature import Call, is_size
 
-__all__ = ["StateWritten", "throwaway_clone", "watch_belongings"]
+__all__ = ["StateWritten", "plain_sizes", "throwaway_clone", "watch_belongings"]
 
 
 class StateWritten(CaptureError):
@@ -56,6 +58,27 @@ def _bypass_own_call(clone: nn.Module) -> None:
         call = {"__call__": nn.Module.__call__}
         clone_class = types.new_class(original.__name__, (original,), exec_body=lambda body: body.update(call))
         object.__setattr__(clone, "__class__", clone_class)
+
+
+def plain_sizes(clone: nn.Module, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with ``torch.Size`` as tuples, which torch.export can take; the clone makes them what they were."""
+    leaves, structure = pytree.tree_flatten((call.args, call.kwargs), is_leaf=is_size)
+    if not any(map(is_size, leaves)):
+        return call.args, call.kwargs
+    inner = clone.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = structure.flatten_up_to((args, kwargs))
+        sizes = [torch.Size(new) if is_size(old) else new for old, new in zip(leaves, given, strict=True)]
+        args, kwargs = pytree.tree_unflatten(sizes, structure)
+        return inner(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]
+    clone.__dict__["forward"] = forward
+    plain: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(
+        [tuple(leaf) if is_size(leaf) else leaf for leaf in leaves], structure
+    )
+    return plain
 
 
 def watch_belongings(clone: nn.Module) -> None:

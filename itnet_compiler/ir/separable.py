@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .attention import Labels
 from .domain import Domain, Keys
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 from .layout import Layout, contracted, label_sizes, labels_of, merged, parse
+from .steps import Labels
 
 __all__ = ["Separable"]
 

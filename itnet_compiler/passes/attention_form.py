@@ -13,8 +13,9 @@ from typing import Any
 
 from torch.fx import Node
 
-from ..ir.attention import Step
-from .attention_steps import LONGEST, Chains, Found
+from ..ir.steps import renamed
+from .attention_joins import Joins
+from .attention_steps import LONGEST, Found
 from .contraction import Contraction
 from .labels import Axes
 from .match import Match, Refusal, bind, shape_of
@@ -33,7 +34,7 @@ def find(node: Node, match: Match) -> Found:
     return _Finder(match).run(node)
 
 
-class _Finder(Chains):
+class _Finder(Joins):
     """Finds the softmax and both products."""
 
     def run(self, node: Node) -> Found:
@@ -60,14 +61,15 @@ class _Finder(Chains):
         sides = self._factors(product, axes)
         (weights, weights_axes), (value, value_axes) = sides[place], sides[1 - place]
         summed = self._summed(product, sides)
-        scores, scores_axes = self._weights(weights, weights_axes, exponential)
-        over, wanted = (set(self.tracer.flat([labels])) for labels in (found.keys, summed))
+        scores, scores_axes = self._weights(weights, weights_axes, exponential, summed)
+        whole = (self._dropped.both,) if self._dropped else summed
+        over, wanted = (set(self.tracer.flat([labels])) for labels in (found.keys, whole))
         self.match.require(
             over == wanted,
             "the softmax does not run over the positions that are summed: its weights are normalised over another axis",
             weights,
         )
-        self._scores(scores, scores_axes)
+        self._scores(scores, scores_axes, value_axes)
         found.value = self._operand(value, value_axes)
 
     def _normalised_afterwards(self, node: Node, axes: Axes) -> tuple[Node, Axes, Node]:
@@ -92,12 +94,13 @@ class _Finder(Chains):
         self._denominator = (exponential, places, keepdim, total)
         return top, top_axes, exponential
 
-    def _weights(self, node: Node, axes: Axes, exponential: Node | None) -> tuple[Node, Axes]:
+    def _weights(self, node: Node, axes: Axes, exponential: Node | None, summed: tuple[str, ...]) -> tuple[Node, Axes]:
         """Follow the weights to the softmax; the scores and their axes."""
         found = self.found
         for _ in range(LONGEST):
-            axes = self.tracer.resolve(axes)
-            found.chain.append((node, axes, len(found.after)))
+            axes, keys = self.tracer.resolve(axes), set(self.tracer.flat([summed]))
+            if self._dropped is None:
+                found.chain.append((node, axes, len(found.after)))
             if node is exponential:
                 return self._unnormalised(node, axes)
             name, given = operator_name(node), bind(node) if node.op == "call_function" else {}
@@ -113,10 +116,10 @@ class _Finder(Chains):
                 return self._softmax(bind(inner)["self"], bind(inner)["dim"], axes)
             if name == "div" and (core := self._quotient(node, given, axes)) is not None:
                 return core
-            if (step := self._back(node, axes)) is not None:
-                node, axes = step
-            else:
-                node, axes = self._step(node, axes, found.after, "weights", leads_to_softmax)
+            step = self._back(node, axes) or self._mixed(node, axes, found.after, keys, leads_to_softmax)
+            if step is None and name in ("slice", "narrow"):
+                step = self._without_sink(node, given, axes, keys)
+            node, axes = step or self._step(node, axes, found.after, "weights", leads_to_softmax)
         return self.match.refuse("the chain of weights is too long", node)
 
     def _softmax(self, scores: Node, dim: int, axes: Axes) -> tuple[Node, Axes]:
@@ -162,13 +165,17 @@ class _Finder(Chains):
         self.match.require(self.found.keys, "the softmax runs over an axis of extent 1", exponential)
         return bind(exponential)["self"], axes
 
-    def _scores(self, node: Node, axes: Axes) -> None:
+    def _scores(self, node: Node, axes: Axes, value: Axes) -> None:
         found = self.found
         for _ in range(LONGEST):
             axes = self.tracer.resolve(axes)
+            if self._dropped is not None and operator_name(node) == "cat":
+                node, axes = self._with_sink(node, bind(node), axes)
+                continue
             read = read_product(node)
             if read is not None and len(read[0].operands) == 2:
-                self._pairs(node, read[0], axes)
+                if not self._mixed_scores(node, axes, value):
+                    self._pairs(node, read[0], axes)
                 return
             if (step := self._back(node, axes)) is not None:
                 node, axes = step
@@ -176,20 +183,26 @@ class _Finder(Chains):
                 node, axes = self._step(node, axes, found.steps, "scores", leads_to_product)
         self.match.refuse("the chain of scores is too long", node)
 
+    def _mixed_scores(self, node: Node, axes: Axes, value: Axes) -> bool:
+        """Go on behind a sum over heads; False where the product is rather one of queries and keys."""
+        keys = set(self.tracer.flat([self.found.keys]))
+        after = [step for step, _ in self.found.after]
+        queries = set(self.tracer.flat(axes)) - keys - set(renamed(self.tracer.flat(value), after, back=True))
+        try:
+            with self._restored_on_refusal():
+                step = self._mixed(node, axes, self.found.steps, keys | queries, leads_to_product) if queries else None
+                if step is not None:
+                    self._scores(*step, value)
+                return step is not None
+        except Refusal:
+            return False
+
     def _pairs(self, node: Node, product: Contraction, axes: Axes) -> None:
         """The product of queries and keys: the factor with the labels of the keys, and the one without."""
-        found, given = self.found, bind(node)
+        found = self.found
+        self.match.require(self._dropped is None, "the weights of some positions are dropped", node)
         self._product(node, "")
-        if product.addend is not None:
-            alpha, beta = given.get("alpha", 1), given.get("beta", 1)
-            numbers = isinstance(alpha, (int, float)) and isinstance(beta, (int, float))
-            self.match.require(numbers and beta == 1, "the accumulator of the product is scaled", node)
-            addend = self.tracer.aligned(product.addend, axes)
-            self.match.require(addend is not None, "the accumulator does not fit the product", node)
-            assert addend is not None
-            found.steps.insert(0, (Step("plus"), self._operand(product.addend, addend)))
-            if alpha != 1:
-                found.steps.insert(0, (Step("times", float(alpha)), None))
+        self._add_addend(node, product, axes, found.steps)
         sides = self._factors(product, axes)
         channels = self._summed(product, sides)
         self.match.require(channels, "the scores are an outer product: nothing is summed", node)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..ir.attention import Step
+from ..ir.steps import Step
 from .contraction import Contraction
 from .labels import Axes, Tracer
 from .match import Match, Refusal, bind, op_name, rank, shape_of, value_of
@@ -43,6 +43,7 @@ class Found:
         query: Queries.
         key: Keys.
         value: Values.
+        sink: A score of every query whose weight is dropped.
         output: Axes of the result.
         weights: Axes of the weights where the softmax is taken.
         steps: Of the scores: what is done and the operand, if any.
@@ -57,6 +58,7 @@ class Found:
     query: Leaf | None = None
     key: Leaf | None = None
     value: Leaf | None = None
+    sink: Leaf | None = None
     output: Axes = ()
     weights: Axes = ()
     steps: list[tuple[Step, Leaf | None]] = field(default_factory=list)

@@ -104,6 +104,9 @@ class Analysis:
                 if len(kinds) == 1 and len(group) == 1:
                     one.settle(kinds.pop())
                 known.setdefault(group, one)
+                if len(group) > 1 and one.role is AxisRole.FEATURE:
+                    for label in group:  # heads that are a factor of the features
+                        roles.setdefault(label, AxisRole.FEATURE)
                 if len(group) > 1 and len(one.factors) == len(group):
                     for label, factor in zip(group, one.factors, strict=True):
                         known.setdefault((label,), Axis((factor,)))

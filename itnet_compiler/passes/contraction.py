@@ -24,12 +24,14 @@ class Contraction:
         labels: Their axes; equal labels are one axis.
         output: Axes of the result.
         addend: Added to the result, broadcast (the bias), or None.
+        added: Axes of the addend where they are not the last ones of the result.
     """
 
     operands: tuple[Node, ...]
     labels: tuple[Labels, ...]
     output: Labels
     addend: Node | None = None
+    added: Labels | None = None
 
     @property
     def summed(self) -> Labels:

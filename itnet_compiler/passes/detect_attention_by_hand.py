@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from torch.fx import Node
 
-from ..ir.attention import LOW, Attention, Step
+from ..ir.attention import Attention
 from ..ir.domain import Keys
 from ..ir.kernel import Spec
 from ..ir.layout import shown
+from ..ir.steps import LOW, Step, renamed, sorted_labels
 from .attention_form import find
 from .attention_steps import Found, Leaf
 from .labels import Axes, Tracer, letters
@@ -35,12 +36,13 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
         value_of(node).dtype == value_of(found.value.node).dtype, "the result has another dtype than the values", node
     )
     second, weights = _weights_used_elsewhere(node, found, match)
-    naming = _Naming(found)
+    naming = _Naming(found, match)
     _prove_masks(found, naming)
     region = sorted(set(found.region))
-    steps, operands = naming.steps(found.steps, "mask")
-    after, more = naming.steps(found.after, "factor")
+    steps, operands = naming.steps(found.steps, "mask", "mixer")
+    after, more = naming.steps(found.after, "factor", "mixer2")
     leaves = {"query": found.query, "key": found.key, "value": found.value} | operands | more
+    leaves |= {"sink": found.sink} if found.sink is not None else {}
     for role, leaf in leaves.items():
         match.require(leaf.node not in region, f"the {role} is part of the attention itself", leaf.node)
     kernel = Attention(
@@ -54,11 +56,12 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
         sizes=naming.sizes([*(leaf.axes for leaf in leaves.values()), found.output, weights]),
         returns_weights=second is not None,
         wide=found.wide,
+        sink=naming.text(found.sink.axes) if found.sink is not None else "",
         memory=_memory(node),
     )
     labels = kernel.labels
     own = tuple(label for axis in kernel.layouts["query"] for label in axis)
-    stray = [label for label in own if label not in (*labels.batch, *labels.queries, *labels.channels)]
+    stray = [label for label in own if label not in (*kernel.first, *labels.queries, *labels.channels)]
     match.require(not stray, "the queries are summed over positions of their own", found.query.node)
     if kernel.dropout:
         order = [label for axis in naming.layout(weights) for label in axis]
@@ -97,7 +100,7 @@ def _memory(node: Node) -> tuple[int, ...]:
 
 def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Node | None, Axes]:
     """The node of the weights that is used outside too, if any, and the axes of the weights."""
-    inside = set(found.region)
+    inside, after = set(found.region), [step for step, _ in found.after]
     for one in found.region:
         if one is node or all(user in inside for user in one.users):
             continue
@@ -106,7 +109,7 @@ def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Nod
         axes, done = places[0]
         # ``done`` counts the steps between this node and the sum.
         match.require(done == 0, "the weights are used elsewhere before something is done to them", one)
-        return one, axes
+        return one, tuple(renamed(axis, after, back=True) for axis in found.tracer.resolve(axes))
     return None, found.weights
 
 
@@ -162,26 +165,36 @@ def _merged(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(step for step in result if step != Step("times", 1.0))
 
 
+# Names of labels of samples and heads; none is that of a tensor in the code of a lowering.
+
+
 class _Naming:
     """Names for labels by what they count: b h … i … j … c … e …"""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: Found, match: Match) -> None:
         tracer: Tracer = found.tracer
         assert found.query is not None
         assert found.key is not None
         assert found.value is not None
-        self._tracer = tracer
-        key, value = (set(tracer.flat(leaf.axes)) for leaf in (found.key, found.value))
-        output, weights = tracer.flat(found.output), tracer.flat(found.weights)
-        keys = [label for label in weights if label not in output]
-        queries = [label for label in weights if label in output and label not in key | value]
-        batch = [label for label in weights if label not in (*keys, *queries)]
-        features = [label for label in output if label not in weights]
-        channels = [label for label in tracer.flat(found.query.axes) if label not in weights]
-        self._names = letters(batch, queries, keys, channels, features)
-        self.one_query = queries[0] if len(queries) == 1 else None
-        self.one_key = keys[0] if len(keys) == 1 else None
-        self._queries, self._keys = set(queries), set(keys)
+        self._tracer, self._match = tracer, match
+        steps, after = ([self._whole(step) for step, _ in each] for each in (found.steps, found.after))
+        axes = {"query": found.query.axes, "key": found.key.axes, "value": found.value.axes}
+        axes |= {"output": found.output, "weights": found.weights}
+        labels = sorted_labels({role: tracer.flat(own) for role, own in axes.items()}, steps, after)
+        mixed = [step.new for step in (*steps, *after) if step.kind == "mix"]
+        heads = dict.fromkeys((*renamed(labels.batch, steps, back=True), *mixed))
+        self._names = letters(heads, labels.queries, labels.keys, labels.channels, labels.features)
+        self.one_query = labels.queries[0] if len(labels.queries) == 1 else None
+        self.one_key = labels.keys[0] if len(labels.keys) == 1 else None
+        self._queries, self._keys = set(labels.queries), set(labels.keys)
+
+    def _whole(self, step: Step) -> Step:
+        """The step with its labels resolved; refuses where one was taken apart."""
+        if step.kind != "mix":
+            return step
+        old, new = (self._tracer.flat([(label,)]) for label in (step.old, step.new))
+        self._match.require(len(old) == len(new) == 1, "heads that are mixed are taken apart elsewhere")
+        return replace(step, old=old[0], new=new[0])
 
     def is_padding(self, leaf: Leaf) -> bool:
         """Whether a mask depends on keys but not on queries."""
@@ -197,7 +210,9 @@ class _Naming:
         """Axes as a layout is written."""
         return shown(self.layout(axes))
 
-    def steps(self, steps: Sequence[tuple[Step, Leaf | None]], role: str) -> tuple[tuple[Step, ...], dict[str, Leaf]]:
+    def steps(
+        self, steps: Sequence[tuple[Step, Leaf | None]], role: str, mixer: str
+    ) -> tuple[tuple[Step, ...], dict[str, Leaf]]:
         """Steps with roles and layouts for their operands, and the operands."""
         operands: dict[str, Leaf] = {}
         result = []
@@ -205,10 +220,17 @@ class _Naming:
             if leaf is None:
                 result.append(step)
                 continue
-            name = role if not operands else f"{role}{len(operands) + 1}"
+            own = mixer if step.kind == "mix" else role
+            name = own if own not in operands else f"{own}{len(operands) + 1}"
             operands[name] = leaf
-            result.append(replace(step, role=name, layout=self.text(leaf.axes)))
+            result.append(self._named(replace(step, role=name, layout=self.text(leaf.axes))))
         return tuple(result), operands
+
+    def _named(self, step: Step) -> Step:
+        if step.kind != "mix":
+            return step
+        whole = self._whole(step)
+        return replace(whole, old=self._names[whole.old], new=self._names[whole.new])
 
     def sizes(self, layouts: Iterable[Axes]) -> tuple[tuple[str, int], ...]:
         """Fixed extents of the labels that occur in merged axes."""

@@ -101,7 +101,10 @@ def _prepare(
 
 
 def _propose(graph: Graph, tried: tuple[Rule, ...], journal: Journal) -> list[tuple[Rule, Proposal]]:
-    """Proposals that do not overlap; of two that do, the larger region wins, then the earlier one."""
+    """Proposals that do not overlap; of two that do, the larger region wins, then the earlier one.
+
+    What is made of numbers alone, such as a causal mask, may be part of several.
+    """
     by_anchor: dict[str, list[Rule]] = {}
     for rule in tried:
         for anchor in rule.anchors:
@@ -116,12 +119,16 @@ def _propose(graph: Graph, tried: tuple[Rule, ...], journal: Journal) -> list[tu
                 journal.add(_refusal(rule, node, refusal))
             except Exception as error:
                 journal.add(_refusal(rule, node, Refusal(f"the rule failed: {type(error).__name__}: {error}", node, 0)))
-    taken: set[Node] = set()
+    taken: dict[Node, Rule] = {}
     kept = []
     for rule, proposal in sorted(offered, key=lambda item: (-len(item[1].region), order[item[1].region[0]])):
-        if taken.isdisjoint(proposal.region):
-            taken.update(proposal.region)
-            kept.append((rule, proposal))
+        own = [node for node in proposal.region if not is_made(node)]
+        if other := next((node for node in own if node in taken), None):
+            reason = f"{taken[other].name} takes {other.name}, which this rule would take too"
+            journal.add(_entry("refused", rule, proposal, reason=reason))
+            continue
+        taken |= dict.fromkeys(own, rule)
+        kept.append((rule, proposal))
     return sorted(kept, key=lambda item: order[item[1].region[-1]])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from .axis_sizes import ONE, Monomial, monomial, quotient
+from .axis_sizes import ONE, Monomial, monomial, product, quotient
 from .match import bind, rank, shape_of, value_of
 from .operators import operator_name
 
@@ -44,7 +44,7 @@ def letters(
     batch: Iterable[str], queries: Iterable[str], keys: Iterable[str], channels: Iterable[str], features: Iterable[str]
 ) -> dict[str, str]:
     """A name for each label by what it counts: b h g … i … j … c … e …, numbered where there are several."""
-    names = {label: "bhg"[place] if place < 3 else f"b{place}" for place, label in enumerate(batch)}
+    names = {label: "bhgfda"[place] if place < 6 else f"b{place}" for place, label in enumerate(batch)}
     for letter, group in zip("ijce", map(list, (queries, keys, channels, features)), strict=True):
         names |= {label: letter if len(group) == 1 else f"{letter}{place + 1}" for place, label in enumerate(group)}
     return names
@@ -104,7 +104,7 @@ class Tracer:
             found = _permuted(node, source, axes)
         elif name in _RESHAPES and value_of(source).dtype == value_of(node).dtype:
             found = self.regrouped(axes, shape_of(source))
-        elif name == "slice":
+        elif name in ("slice", "narrow"):
             found = axes if shape_of(source) == shape_of(node) and given.get("start") in (None, 0) else None
         elif name == "unsqueeze":
             place = given["dim"] % len(axes)
@@ -122,6 +122,13 @@ class Tracer:
     def regrouped(self, axes: Axes, shape: Sequence[Any]) -> Axes | None:
         """The labels of ``axes``, in their order, over axes of ``shape``; None where no whole factors fit."""
         left = list(self.flat(axes))
+        # Extents that are whole numbers although they are written as fractions: (s + 31)/32.
+        whole = {monomial(size) for size in shape} | set(self._extents.values())
+
+        def divided(over: Monomial, under: Monomial) -> Monomial | None:
+            found = product([(over, 1), (under, -1)])
+            return found if found in whole else quotient(over, under)
+
         result: list[Axis] = []
         for size in reversed(shape):
             need, taken = monomial(size), []
@@ -132,10 +139,10 @@ class Tracer:
                     return None
                 label = left.pop()
                 have = self._extents[label]
-                if (rest := quotient(need, have)) is not None:
+                if (rest := divided(need, have)) is not None:
                     taken.append(label)
                     need = rest
-                elif (rest := quotient(have, need)) is not None:
+                elif (rest := divided(have, need)) is not None:
                     slow, fast = self._split(label, rest, need)
                     left.append(slow)
                     taken.append(fast)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..ir.attention import LOW
+from ..ir.steps import LOW
 from .labels import Axes, Tracer
 from .match import bind, value_of
 from .operators import operator_name

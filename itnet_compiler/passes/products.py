@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 from torch.fx import Node
 
+from .axis_sizes import ONE, monomial
 from .contraction import Contraction, contraction
-from .match import bind, rank, value_of
+from .match import bind, rank, shape_of, value_of
 from .operators import operator_name
 
 __all__ = [
@@ -35,7 +36,7 @@ def read_product(node: object) -> tuple[Contraction, list[Node]] | None:
     name = operator_name(node)
     if name != "sum":
         try:
-            read = contraction(node)
+            read = _pointwise_convolution(node) if name in _CONVOLUTIONS else contraction(node)
         except (KeyError, TypeError, AttributeError):
             return None
         return None if read is None else (read, [node])
@@ -53,6 +54,23 @@ def read_product(node: object) -> tuple[Contraction, list[Node]] | None:
     output = output if kept else tuple(name for place, name in enumerate(output) if place not in dims)
     labels = tuple(names[len(names) - rank(operand) :] for operand in (first, second))
     return Contraction((first, second), labels, output), [node, inner]
+
+
+_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+
+
+def _pointwise_convolution(node: Node) -> Contraction | None:
+    """A convolution with windows of one position: Σ_k x[b, k, …]·w[n, k] + bias[n]."""
+    given = bind(node)
+    source, weight = given["input"], given["weight"]
+    window, space = shape_of(weight)[2:], range(rank(weight) - 2)
+    plain = all(monomial(size) == ONE for size in window) and given["groups"] == 1 and rank(source) == rank(weight)
+    steps, padding = given["stride"], given["padding"]
+    if not plain or any(step != 1 for step in steps) or isinstance(padding, str) or any(padding):
+        return None
+    places, ones = tuple(f"p{axis}" for axis in space), tuple(f"w{axis}" for axis in space)
+    labels = (("b", "k", *places), ("n", "k", *ones))
+    return Contraction((source, weight), labels, ("b", "n", *places), given["bias"], ("n",))
 
 
 def as_sum(node: Node) -> tuple[Node, list[int], bool] | None:
@@ -104,13 +122,15 @@ def _number(value: object) -> float | None:
 _ON_THE_WAY = frozenset(
     "mul multiply div add sub masked_fill where tanh dropout nan_to_num view reshape _unsafe_view flatten unflatten"
     " permute transpose mT t unsqueeze squeeze expand contiguous clone to _to_copy float double half bfloat16 type_as"
-    " alias detach swapaxes movedim".split()
+    " alias detach swapaxes movedim slice narrow".split()
 )
+# What mixes heads where one of its factors is a matrix, and the arguments that it may mix.
+_MIXERS = {"linear": ("input",), "conv2d": ("input",), "einsum": ("tensors",), "matmul": ("self", "other")}
 
 
 def leads_to_softmax(node: object, exponential: Node | None = None) -> bool:
-    """Whether elementwise steps and views lead back to a softmax, or to ``exponential``."""
-    return _leads(node, lambda found: found is exponential or _is_softmax(found))
+    """Whether elementwise steps, views and a sum over heads lead back to a softmax, or to ``exponential``."""
+    return _leads(node, lambda found: found is exponential or _is_softmax(found), mixers=1)
 
 
 def _is_softmax(node: Node) -> bool:
@@ -128,17 +148,31 @@ def leads_to_product(node: object) -> bool:
     return _leads(node, lambda found: read_product(found) is not None)
 
 
-def _leads(node: object, is_end: Any) -> bool:
-    """Whether elementwise steps and views lead back from ``node`` to what ``is_end`` accepts."""
-    waiting: list[object] = [node]
-    seen: set[Node] = set()
+def _leads(node: object, is_end: Callable[[Node], bool], mixers: int = 0) -> bool:
+    """Whether elementwise steps, views and so many ``mixers`` lead back from ``node`` to what ``is_end`` accepts."""
+    waiting: list[tuple[object, int]] = [(node, mixers)]
+    seen: set[tuple[Node, int]] = set()
     while waiting and len(seen) < _MOST:
-        one = waiting.pop()
-        if not isinstance(one, Node) or one in seen or one.op != "call_function":
+        one, left = waiting.pop()
+        if not isinstance(one, Node) or (one, left) in seen or one.op != "call_function":
             continue
-        seen.add(one)
+        seen.add((one, left))
         if is_end(one):
             return True
-        if operator_name(one) in _ON_THE_WAY:
-            waiting += one.all_input_nodes
+        name = operator_name(one)
+        if name in _ON_THE_WAY:
+            waiting += [(source, left) for source in one.all_input_nodes]
+        elif left and name in _MIXERS:
+            waiting += [(source, left - 1) for source in _mixed_by(one, name)]
     return False
+
+
+def _mixed_by(node: Node, name: str) -> list[Node]:
+    """What ``node`` may mix the heads of: its arguments beside a matrix."""
+    given = bind(node)
+    found: list[Node] = []
+    for argument in _MIXERS[name]:
+        value = given[argument]
+        found += [one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, Node)]
+    flat = any(is_tensor(one) and rank(one) == 2 for one in found)
+    return found if len(found) == 1 or flat else []

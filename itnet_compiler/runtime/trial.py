@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..capture.belongings import Belongings, contents_kept, is_identical
 from ..capture.clone import shallow_clone
 from ..capture.losses import foreign_randomness_kept
+from ..capture.signature import map_arguments
 from ..passes.verify import relative_error
 
 __all__ = ["Trial", "copied", "run_trial", "unrecorded", "untouched"]
@@ -134,7 +135,7 @@ def _is_as_exact(
         return False
     wide = _widened(root)
     try:
-        args, kwargs = pytree.tree_map(_wide, (args, kwargs))
+        args, kwargs = map_arguments(_wide, (args, kwargs))
         wanted = _Gradients(wide) if plain[1] is not None else None
         with _Draws() as draws:
             exact, slopes, _ = _observe(wide, lambda *a, **k: code(wide, *a, **k), args, kwargs, wanted)
@@ -274,7 +275,7 @@ def copied(arguments: Any) -> tuple[Any, list[Tensor], list[Tensor]]:
             copies[id(value)] = twin if value.is_leaf else twin.clone()
         return copies[id(value)]
 
-    return pytree.tree_map(own, arguments), list(copies.values()), inputs
+    return map_arguments(own, arguments), list(copies.values()), inputs
 
 
 class _Changes:

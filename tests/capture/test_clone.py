@@ -5,7 +5,8 @@ import functools
 import torch
 from torch import nn
 
-from itnet_compiler.capture.clone import shallow_clone
+import itnet
+from itnet_compiler.capture.clone import deep_clone, shallow_clone
 
 
 class Referring(nn.Module):
@@ -77,3 +78,39 @@ def test_a_module_called_under_two_names_stays_one():
 def test_flat_weights_of_a_recurrent_layer_are_the_parameters():
     clone = shallow_clone(nn.LSTM(2, 3))
     assert all(a is b for a, b in zip(clone._flat_weights, clone.parameters(), strict=True))
+
+
+class Caching(nn.Module):
+    """Keeps what it computed from a parameter, as LeViT keeps its attention biases in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.scale = nn.Parameter(torch.randn(3)), nn.Linear(3, 3)
+        self.cache = {}
+
+    def forward(self, x):
+        if "bias" not in self.cache:
+            self.cache["bias"] = self.bias * 2
+        return self.scale(x) + self.cache["bias"]
+
+
+def test_a_deep_clone_takes_computed_tensors_without_their_graph():
+    model, x = Caching().eval(), torch.randn(2, 3)
+    expected = model(x)
+    assert model.cache["bias"].grad_fn is not None
+    clone = deep_clone(model)
+    assert not clone.cache["bias"].requires_grad and clone.cache["bias"] is not model.cache["bias"]
+    assert model.cache["bias"].grad_fn is not None
+    assert torch.equal(clone(x), expected)
+    assert {id(p) for p in clone.parameters()}.isdisjoint(id(p) for p in model.parameters())
+
+
+def test_unify_copies_a_model_that_has_run():
+    model, x = Caching().eval(), torch.randn(2, 3)
+    model(x)
+    unified = itnet.unify(model, x, copy=True)
+    assert torch.equal(unified(x), model(x))
+    model.cache.clear()
+    with torch.no_grad():
+        model.bias.add_(1.0)
+    assert not torch.equal(unified(x), model(x))  # it has a cache and parameters of its own

@@ -173,3 +173,19 @@ def test_hooks_of_the_root_run_once_around_the_graph():
     found = unified(x)
     assert len(seen) == 1 and torch.equal(found, model(x))
     assert not program_of(unified).fallbacks and unified.integrals
+
+
+def test_a_size_as_an_argument():
+    """torch.export mixes up torch.Size, tuples and lists; the module is given what it was given."""
+
+    class Sized(nn.Module):
+        def forward(self, x, size, *, more):
+            assert isinstance(size, torch.Size) and isinstance(more["like"], torch.Size)
+            return x.reshape(size.numel() // 4, 4) + more["like"][0]
+
+    model, x = Sized(), torch.randn(2, 3, 4)
+    unified = itnet.unify(model, (x, x.shape), example_kwargs={"more": {"like": x.shape}})
+    for rows in (2, 5, 3):
+        x = torch.randn(rows, 3, 4)
+        assert torch.equal(model(x, x.shape, more={"like": x.shape}), unified(x, x.shape, more={"like": x.shape}))
+    assert not program_of(unified).fallbacks

@@ -501,7 +501,70 @@ def mean_of_weights_returned(q, k, v):
     return (weights @ v).transpose(1, 2).flatten(2), weights.mean(1)
 
 
+# ── sinks
+
+
+@program(Q, K, K, (H,))
+def sink(q, k, v, sinks):
+    """GPT-OSS: a learned score for each head, whose weight goes to no value."""
+    scores = q @ k.mT * 0.5
+    joined = torch.cat([scores, sinks.reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[-2], -1)], dim=-1)
+    joined = joined - joined.max(dim=-1, keepdim=True).values
+    weights = F.softmax(joined, dim=-1, dtype=joined.dtype)[..., :-1]
+    return F.dropout(weights, 0.1, training=False).to(v.dtype) @ v
+
+
+@program(Q, K, K, (H, 1, 1), MASK, kinds="ffffm")
+def sink_in_front(q, k, v, sinks, mask):
+    scores = q @ k.mT + mask.clamp_min(-9.0)
+    weights = torch.cat([sinks.expand(B, H, L, 1), scores], -1).softmax(-1)[:, :, :, 1:]
+    return weights @ v, weights
+
+
+@program(Q, K, K, (B, H, L, 1), MASK, kinds="ffffb")
+def sink_of_each_query(q, k, v, sinks, mask):
+    """A query that may attend to nothing attends to the sink alone."""
+    scores = (q @ k.mT).masked_fill(mask, -math.inf)
+    return F.softmax(torch.cat((scores, sinks), 3).float(), -1).type_as(q).narrow(-1, 0, k.shape[2]) @ v
+
+
+# ── sums over heads
+
+
+@program(Q, K, K, (H, H), (H,), (H, H), (H,))
+def talking_heads(q, k, v, before, one, after, other):
+    """CaiT."""
+    scores = F.linear((q * 0.5 @ k.mT).permute(0, 2, 3, 1), before, one).permute(0, 3, 1, 2)
+    weights = F.linear(scores.softmax(dim=-1).permute(0, 2, 3, 1), after, other).permute(0, 3, 1, 2)
+    return weights @ v
+
+
+@program(Q, K, (B, 2, S, D), (6, H, 1, 1), (6,), (2, 6, 1, 1))
+def heads_mixed_by_convolutions(q, k, v, before, bias, after):
+    """EfficientFormer v2; more heads in the softmax than of queries or values."""
+    return F.conv2d(F.conv2d(q @ k.mT, before, bias).softmax(-1), after) @ v
+
+
+@program(Q, K, (B, 6, S, D), (H, 6), MASK, kinds="ffffm")
+def heads_mixed_by_einsum(q, k, v, before, mask):
+    weights = (torch.einsum("bhij,hg->bgij", q @ k.mT, before) * 0.5 + mask).softmax(-1)
+    return torch.einsum("bgij,bgjd->bgid", weights, v), weights
+
+
+@program(Q, K, (B, 6, S, D), (H, 6))
+def weights_mixed_and_returned(q, k, v, after):
+    weights = torch.einsum("bhij,hg->bgij", (q @ k.mT).softmax(-1), after)
+    return weights @ v, weights
+
+
 # ── what attends to what
+
+
+@program((B, D, 3, 4), (1, D, 1, 1), (1,))
+def global_context(x, weight, bias):
+    """GCNet: a convolution gives the scores."""
+    weights = F.conv2d(x, weight, bias).reshape(B, 1, 12).softmax(-1).unsqueeze(3)
+    return (x.reshape(B, D, 12).unsqueeze(1) @ weights).view(B, D, 1, 1)
 
 
 @program((1, 3, D), (B, S, D), (B, S, D))

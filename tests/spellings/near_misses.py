@@ -288,3 +288,73 @@ def dropout_of_scores(q, k, v):
 @program()
 def queries_as_keys_as_values(q, k, v):
     return (q @ q.mT).softmax(-1) @ q
+
+
+@program(T, T, T, (N,), kinds="ffff", count=0)
+def first_position_dropped(q, k, v, sinks):
+    """The sink comes last, but the weight of the first position is dropped."""
+    joined = torch.cat([q @ k.mT, sinks.reshape(1, -1, 1, 1).expand(N, -1, N, -1)], -1)
+    return joined.softmax(-1)[..., 1:] @ v
+
+
+@program(T, T, T, (N,), kinds="ffff", count=0)
+def sink_as_another_query(q, k, v, sinks):
+    joined = torch.cat([q @ k.mT, sinks.reshape(1, -1, 1, 1).expand(N, -1, -1, N)], -2)
+    return joined.softmax(-2)[..., :-1, :] @ v
+
+
+@program(T, T, T, (N, 1, 1), kinds="ffff", count=0)
+def sink_scaled_with_the_scores(q, k, v, sinks):
+    joined = torch.cat([q @ k.mT, sinks.expand(N, N, N, 1)], -1) * 0.5
+    return joined.softmax(-1)[..., :-1] @ v
+
+
+@program(T, T, T, (N, 1, 1), kinds="ffff", count=0)
+def dropout_with_the_sink(q, k, v, sinks):
+    joined = torch.cat([q @ k.mT, sinks.expand(N, N, N, 1)], -1)
+    return F.dropout(joined.softmax(-1), 0.5)[..., :-1] @ v
+
+
+@program(T, T, T, (N, 1, 1), kinds="ffff", count=0)
+def weight_of_the_sink_returned(q, k, v, sinks):
+    weights = torch.cat([q @ k.mT, sinks.expand(N, N, N, 1)], -1).softmax(-1)
+    return weights[..., :-1] @ v, weights
+
+
+@program(T, T, T, (N, N), kinds="ffff", count=0)
+def positions_mixed_after_the_softmax(q, k, v, matrix):
+    return F.linear((q @ k.mT).softmax(-1), matrix) @ v
+
+
+@program(T, T, T, (N, N), kinds="ffff")
+def queries_mixed_after_the_softmax(q, k, v, matrix):
+    return F.linear((q @ k.mT).softmax(-1).mT, matrix).mT @ v
+
+
+@program(T, T, T, (N, N), kinds="ffff")
+def samples_mixed(q, k, v, matrix):
+    return torch.einsum("bhij,ba->ahij", (q @ k.mT).softmax(-1), matrix) @ v
+
+
+@program(T, T, T, (N, N, N), kinds="ffff")
+def heads_mixed_for_each_sample(q, k, v, matrix):
+    return torch.einsum("bhij,bhg->bgij", (q @ k.mT).softmax(-1), matrix) @ v
+
+
+@program(T, T, T, (N, N), kinds="ffff")
+def heads_mixed_and_transposed(q, k, v, matrix):
+    return F.linear((q @ k.mT).permute(0, 3, 2, 1), matrix).softmax(-1) @ v
+
+
+@program((N, N, N), (N, N), (N, N), (N, N), kinds="ffff")
+def additive_attention(x, queries, keys, heads):
+    """The scores are a sum over channels of tanh(q + k), which is no product of q and k."""
+    features = torch.tanh((x @ queries)[:, :, None] + (x @ keys)[:, None])
+    return F.linear(features, heads).permute(0, 3, 1, 2).softmax(-1) @ x[:, None]
+
+
+@program((N, N, N, N), (N, N, 1, 2), kinds="ff")
+def convolution_over_neighbours(x, weight):
+    """Its windows hold two positions."""
+    scores = F.conv2d(F.pad(x, (0, 1)), weight).reshape(N, N, N * N)
+    return scores.softmax(-1) @ x.reshape(N, N, N * N).mT

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ir.attention import LOW, Attention, Step
+from ...ir.attention import Attention
 from ...ir.kernel import Spec
 from ...ir.layout import Arranger, Layout, labels_of, parse
+from ...ir.steps import LOW, Step, renamed
 from ..base import Lowered
 
 __all__ = ["KERNEL", "fused_form", "lower"]
@@ -59,6 +60,8 @@ def fused_form(kernel: Attention) -> FusedForm | str:
         return f"the weights are changed ({kernel.after[0]})"
     if kernel.returns_weights:
         return "the weights are returned"
+    if kernel.sink:
+        return "a sink takes part in the softmax"
     form, keys = FusedForm(zero=zero), set(kernel.labels.keys)
     for step in kernel.steps:
         if step.kind == "times" and not step.role:
@@ -83,6 +86,8 @@ def fused_form(kernel: Attention) -> FusedForm | str:
             form.number = number
         elif step.kind == "causal":
             form.causal.append(step)
+        elif step.kind == "mix":
+            return "heads are mixed"
         elif step.kind != "plus":
             return f"{step.kind} of the scores"
     if form.causal and (form.added or form.hidden or len(form.causal) > 1):
@@ -153,7 +158,8 @@ class _Writer:
         self.put("y", f"attention(q, k, v, {mask}, {flags})")
         hides = (form.hidden and form.number == -math.inf) or any(step.hides for step, _ in form.added)
         if hides and not form.zero:
-            self.put("y", "without_keys(y, m)")
+            bare = form.hidden and not form.added
+            self.put("y", "without_seen(y, m, v)" if bare else "without_keys(y, m)")
         self.give("y", (*lead, queries, labels.features))
 
     def _lead(self, form: FusedForm) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
@@ -222,35 +228,47 @@ class _Writer:
 
     def written_out(self) -> None:
         kernel, labels = self.kernel, self.labels
-        batch = tuple((label,) for label in labels.batch)
-        scores = (*batch, labels.queries, labels.keys)
-        query = self.arranger.arranged("query", (*batch, labels.queries, labels.channels))
-        key = self.arranger.arranged("key", (*batch, labels.channels, labels.keys))
+        scores = (*_single(kernel.first), labels.queries, labels.keys)
+        query = self.arranger.arranged("query", (*_single(kernel.first), labels.queries, labels.channels))
+        key = self.arranger.arranged("key", (*_single(kernel.first), labels.channels, labels.keys))
         self.put("s", f"matmul({query}, {key})")
         for step in kernel.steps:
-            self._step("s", step, scores)
-        self.put("w", "wide_softmax(s)" if kernel.wide else "softmax(s, -1)")
+            scores = self._step("s", step, scores)
+        if kernel.sink:
+            self.put("z", self.arranger.arranged("sink", (*scores[:-1], ())))
+            self.put("w", f"softmax_beside(s, z, {kernel.wide})")
+        else:
+            self.put("w", "wide_softmax(s)" if kernel.wide else "softmax(s, -1)")
         for step in kernel.after:
-            self._step("w", step, scores)
-        value = self.arranger.arranged("value", (*batch, labels.keys, labels.features))
+            scores = self._step("w", step, scores)
+        value = self.arranger.arranged("value", (*_single(kernel.last), labels.keys, labels.features))
         self.put("y", f"matmul(w, {value})")
         weights = ""
         if kernel.returns_weights:
-            weights = self.arranger.arranged("w", parse(kernel.weights), layout=scores)
-        self.give("y", (*batch, labels.queries, labels.features), weights)
+            target = tuple(renamed(axis, kernel.after) for axis in parse(kernel.weights))
+            weights = self.arranger.arranged("w", target, layout=scores)
+        self.give("y", (*_single(kernel.last), labels.queries, labels.features), weights)
 
     def _operand(self, step: Step, target: Layout) -> str:
         """The operand of a step; one without axes stays so, since it takes no part in the promotion of dtypes."""
         return self.arranger.arranged(step.role, target) if step.layout else step.role
 
-    def _step(self, name: str, step: Step, scores: Layout) -> None:
+    def _step(self, name: str, step: Step, scores: Layout) -> Layout:
+        """The lines of one step, and the axes behind it."""
+        if step.kind == "mix":
+            place = scores.index((step.old,))
+            new = (*scores[:place], (step.new,), *scores[place + 1 :])
+            others = new[:place] + new[place + 1 : -2]
+            matrix = self.arranger.arranged(step.role, (*others, (step.new,), (step.old,)))
+            self.put(name, f"mixed({name}, {matrix}, {place})")
+            return new
         if step.kind == "causal":
             layout = parse(step.layout)
             sizes = ", ".join(self.arranger.extent(label) for label in labels_of(layout))
             self.put("later", f"ones({sizes}, dtype=bool, device=query.device).triu(1)")
             later = self.arranger.arranged("later", scores, layout=layout)
             self.put(name, f"{name}.masked_fill({later}, -inf)")
-            return
+            return scores
         operand = self._operand(step, scores) if step.role else repr(step.number)
         if step.kind in _SIGNS:
             self.put(name, f"{name} {_SIGNS[step.kind]} {operand}")
@@ -261,6 +279,11 @@ class _Writer:
             self.put(name, f"dropout({name}, {step.number!r}, True)")
         else:
             self.put(name, f"{step.kind}({name})")
+        return scores
+
+
+def _single(labels: Iterable[str]) -> Layout:
+    return tuple((label,) for label in labels)
 
 
 def _numbers(values: Iterable[int]) -> str:
@@ -268,9 +291,18 @@ def _numbers(values: Iterable[int]) -> str:
 
 
 def _without_keys(output: Tensor, mask: Tensor) -> Tensor:
-    """NaN for queries all of whose scores are −∞, as the formula gives: 0/0."""
-    nothing = ~mask.any(-1, keepdim=True) if mask.dtype is torch.bool else mask.amax(-1, keepdim=True) == -math.inf
-    return output.masked_fill(nothing, math.nan)
+    """NaN for queries all of whose scores are −∞, as the formula gives: 0/0; a product, for NaN in gradients too."""
+    nothing = mask.amax(-1, keepdim=True) == -math.inf
+    return output * torch.where(nothing, math.nan, 1.0).to(output.dtype)
+
+
+def _without_seen(output: Tensor, seen: Tensor, value: Tensor) -> Tensor:
+    """Likewise where scores are replaced by −∞: values have NaN gradients then, queries and keys none."""
+    nothing = torch.where(seen.any(-1, keepdim=True), 0.0, math.nan).to(output.dtype)
+    total = value.sum(-2, keepdim=True)
+    if total.size(1) != output.size(1):
+        total = total.repeat_interleave(output.size(1) // total.size(1), 1)
+    return torch.addcmul(output, nothing, total)
 
 
 def _shifted(mask: Tensor) -> Tensor:
@@ -288,14 +320,31 @@ def _wide_softmax(scores: Tensor) -> Tensor:
     return _functions.softmax(scores, -1)
 
 
+def _softmax_beside(scores: Tensor, sink: Tensor, wide: bool) -> Tensor:
+    """Weights of the scores where ``sink`` takes part in the softmax."""
+    both = torch.cat([scores, sink.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1)
+    return (_wide_softmax(both) if wide else _functions.softmax(both, -1))[..., :-1]
+
+
+def _mixed(scores: Tensor, matrix: Tensor, place: int) -> Tensor:
+    """Σ_h matrix[…, g, h]·scores[…, h, …, i, j]: one product of matrices a sample, without moving an axis."""
+    last = scores.dim() - 3
+    scores = scores if place == last else scores.movedim(place, last)
+    summed = _functions.matmul(matrix, scores.flatten(-2)).unflatten(-1, scores.shape[-2:])
+    return summed if place == last else summed.movedim(last, place)
+
+
 _SIGNS = {"times": "*", "over": "/", "plus": "+", "minus": "-"}
 _functions = torch._C._VariableFunctions
 _NAMES = {name: getattr(_functions, name) for name in ("matmul", "softmax", "dropout", "tanh", "nan_to_num", "ones")}
 _NAMES |= {
     "attention": torch._C._nn.scaled_dot_product_attention,
     "without_keys": _without_keys,
+    "without_seen": _without_seen,
     "shifted": _shifted,
     "wide_softmax": _wide_softmax,
+    "softmax_beside": _softmax_beside,
+    "mixed": _mixed,
     "bool": torch.bool,
     "inf": math.inf,
 }

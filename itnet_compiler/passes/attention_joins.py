@@ -1,0 +1,183 @@
+"""What an attention may hold beside its three chains: products read in labels, sums over heads, a sink.
+
+A sum over heads (talking heads) is a product of the scores or the weights with a matrix that has two labels of its
+own. A sink is a score that joins the others in front of the softmax and whose weight is dropped behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+from ..ir.steps import Step
+from .attention_steps import Chains, Leaf
+from .axis_sizes import monomial
+from .contraction import Contraction
+from .labels import Axes
+from .match import Match, Refusal, bind, shape_of
+from .products import read_product
+
+__all__ = ["Joins"]
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    """The weights of a sink that are dropped.
+
+    Attributes:
+        both: The label of the positions and the sink.
+        kept: Labels of the positions alone.
+        start: Place of the first position.
+        steps: Number of steps of the weights behind it.
+    """
+
+    both: str
+    kept: tuple[str, ...]
+    start: int
+    steps: int
+
+
+class Joins(Chains):
+    """Reads products in labels; goes back through sums over heads and a sink."""
+
+    def __init__(self, match: Match) -> None:
+        super().__init__(match)
+        self._dropped: _Dropped | None = None
+        self._inner: dict[str, tuple[str, ...]] = {}
+
+    def _product(self, node: Node, reason: str) -> Contraction:
+        read = read_product(node)
+        self.match.require(read is not None and len(read[0].operands) == 2, reason, node)
+        assert read is not None
+        for taken in read[1]:
+            self._take(taken)
+        return read[0]
+
+    def _factors(self, product: Contraction, axes: Axes) -> list[tuple[Node, Axes]]:
+        """Both factors with their axes, in the labels of the result and new ones for what is summed."""
+        known = dict(zip(product.output, axes, strict=True))
+        self._inner = {}
+        sides = []
+        for operand, names in zip(product.operands, product.labels, strict=True):
+            self.match.require(len(set(names)) == len(names), "the diagonal of an operand", operand)
+            found = []
+            for name, size in zip(names, shape_of(operand), strict=True):
+                if name not in known:
+                    known[name] = self._inner[name] = self.tracer.label(size)
+                found.append(() if isinstance(size, int) and size == 1 else known[name])
+            sides.append((operand, tuple(found)))
+        return sides
+
+    def _summed(self, product: Contraction, sides: list[tuple[Node, Axes]]) -> tuple[str, ...]:
+        """Labels summed over; each must be in both factors."""
+        summed = tuple(label for name in product.summed for label in self._inner.get(name, ()))
+        for side, axes in sides:
+            lacks = set(summed) - {label for axis in axes for label in axis}
+            self.match.require(not lacks, "one factor is summed on its own", side)
+        return summed
+
+    @contextmanager
+    def _restored_on_refusal(self) -> Iterator[None]:
+        found = self.found
+        lists: tuple[list[Any], ...] = (found.region, found.steps, found.after, found.chain)
+        before = [list(each) for each in lists]
+        sink, dropped = found.sink, self._dropped
+        try:
+            yield
+        except Refusal:
+            found.sink, self._dropped = sink, dropped
+            for each, old in zip(lists, before, strict=True):
+                each[:] = old
+            raise
+
+    def _add_addend(self, node: Node, product: Contraction, axes: Axes, steps: list[tuple[Step, Leaf | None]]) -> None:
+        """What a product adds to its sum, as a step."""
+        if product.addend is None:
+            return
+        given = bind(node)
+        alpha, beta = given.get("alpha", 1), given.get("beta", 1)
+        numbers = isinstance(alpha, (int, float)) and isinstance(beta, (int, float))
+        self.match.require(numbers and beta == 1, "the accumulator of the product is scaled", node)
+        if product.added is None:
+            addend = self.tracer.aligned(product.addend, axes)
+        else:
+            known = dict(zip(product.output, self.tracer.resolve(axes), strict=True))
+            addend = tuple(known[name] for name in product.added)
+        self.match.require(addend is not None, "the accumulator does not fit the product", node)
+        assert addend is not None
+        steps.insert(0, (Step("plus"), self._operand(product.addend, addend)))
+        if alpha != 1:
+            steps.insert(0, (Step("times", float(alpha)), None))
+
+    # ── sums over heads
+
+    def _mixed(
+        self,
+        node: Node,
+        axes: Axes,
+        steps: list[tuple[Step, Leaf | None]],
+        held: set[str],
+        leads: Callable[[Node], bool],
+    ) -> tuple[Node, Axes] | None:
+        """Back through Σ_h matrix[g, h]·s[…, h, …], where s has the labels ``held``; None where it is no such sum."""
+        read = read_product(node)
+        if read is None or len(read[0].operands) != 2 or not held:
+            return None
+        sides = self._factors(read[0], axes)
+        own = [set(self.tracer.flat(side_axes)) for _, side_axes in sides]
+        places = [place for place in (0, 1) if held <= own[place] and not held & own[1 - place]]
+        if len(places) != 1:
+            return None
+        (mixed, mixed_axes), (matrix, matrix_axes) = sides[places[0]], sides[1 - places[0]]
+        mine, other = own[places[0]], own[1 - places[0]]
+        old, new = other & mine, other - mine
+        summed = set(self.tracer.flat(self._inner.values()))
+        if len(old) != 1 or len(new) != 1 or old != summed or not leads(mixed):
+            return None
+        for taken in read[1]:
+            self._take(taken)
+        self._add_addend(node, read[0], axes, steps)
+        steps.insert(0, (Step("mix", old=old.pop(), new=new.pop()), self._operand(matrix, matrix_axes)))
+        return mixed, mixed_axes
+
+    # ── sinks
+
+    def _without_sink(self, node: Node, given: dict[str, Any], axes: Axes, keys: set[str]) -> tuple[Node, Axes] | None:
+        """Back through the slice that drops the weight of a sink: the axis of keys is longer by it."""
+        if self._dropped is not None or given.get("step", 1) != 1 or not isinstance(given.get("start") or 0, int):
+            return None
+        place = given["dim"] % len(axes)
+        if set(axes[place]) != keys or given.get("start") not in (None, 0, 1):
+            return None
+        source = given["self"]
+        both = self.tracer.label(shape_of(source)[place])
+        self._take(node)
+        self._dropped = _Dropped(both[0], axes[place], given.get("start") or 0, len(self.found.after))
+        return source, (*axes[:place], both, *axes[place + 1 :])
+
+    def _with_sink(self, node: Node, given: dict[str, Any], axes: Axes) -> tuple[Node, Axes]:
+        """Back through the concatenation of scores and a sink, to the scores."""
+        found, dropped = self.found, self._dropped
+        assert dropped is not None
+        place = given["dim"] % len(axes)
+        parts = given["tensors"]
+        self.match.require(axes[place] == (dropped.both,), "a sink joins the scores along another axis", node)
+        self.match.require(len(parts) == 2, f"{len(parts)} tensors are joined, not scores and a sink", node)
+        self.match.require(not found.steps, "the scores are changed after a sink has joined them", node)
+        self.match.require(dropped.steps == len(found.after), "the weights are changed with that of a sink", node)
+        main = parts[dropped.start]
+        sink = parts[1 - dropped.start]
+        extents = [shape_of(part)[place] for part in (main, sink)]
+        kept = self.tracer.regrouped((dropped.kept,), (extents[0],))
+        fits = kept is not None and monomial(extents[1]) == monomial(1)
+        self.match.require(fits, "other scores than those of one sink are dropped", node)
+        self._take(node)
+        whole = tuple(dropped.kept if axis == (dropped.both,) else axis for axis in axes)
+        found.weights = tuple(dropped.kept if axis == (dropped.both,) else axis for axis in found.weights)
+        found.keys, self._dropped = dropped.kept, None
+        found.sink = self._operand(sink, (*axes[:place], (), *axes[place + 1 :]))
+        return main, whole
