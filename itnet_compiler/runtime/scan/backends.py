@@ -1,4 +1,4 @@
-"""Which implementation of the scans runs on a device: compiled where its compiler is installed, plain torch elsewhere."""
+"""Which implementation of the scans runs on a device: compiled where its compiler is installed, else plain torch."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ CHUNK = 64
 
 
 def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
-    """h_t = a_t h_{t−1} + x_t. ``input`` [T, M], ``decay`` [T or 1, M or 1], ``initial`` [M]; states [T, M], last [M]."""
+    """h_t = a_t h_{t−1} + x_t: ``input`` [T, M], ``decay`` [T or 1, M or 1], ``initial`` [M]; states and the last."""
     time = input.shape[0]
     state = torch.zeros_like(input[:1].sum(0)) if initial is None else initial.clone()
     states = torch.empty_like(input)
