@@ -22,7 +22,7 @@ from torch.fx import Node
 
 from ..ir.integral import Verification
 from ..ir.kernel import Draw, Spec
-from ..lowering.base import Lowered, find_lowering
+from ..lowering.base import Lowered, default_lowering
 from ..settings import NEAR_MISSES, debug
 from .match import Proposal, op_name
 
@@ -95,13 +95,13 @@ def relative_error(value: Any, expected: Any) -> float:
 
 
 def definition_error(spec: Spec) -> float:
-    """Library lowering against the dense definition at the spec's miniature sizes, worst of outputs."""
+    """Exact lowering against the dense definition at the spec's miniature sizes, worst of outputs."""
     sample = spec.miniature()
     key = (sample.spec, repr(sample.draws))
     if key not in _definition_errors:
         operands = sample.operands(torch.float64, torch.Generator().manual_seed(0))
         with torch.no_grad():
-            value = find_lowering("library").build(sample.spec).function(**operands)
+            value = default_lowering(sample.spec).build(sample.spec).function(**operands)
             expected = sample.spec.evaluate(**operands)
         _definition_errors[key] = relative_error(value, expected)
     return _definition_errors[key]
@@ -233,15 +233,21 @@ def _compare_region(proposal: Proposal, lowered: Lowered, candidates: Iterable[B
 
 def _draw_inputs(proposal: Proposal, bindings: Bindings) -> dict[Node, Any] | None:
     generator = torch.Generator().manual_seed(0)
-    kinds = {role: draw.kind for role, draw in proposal.spec.miniature().draws.items() if isinstance(draw, Draw)}
-    masks = [value for role, value in proposal.operands.items() if kinds.get(role) == "mask"]
+    draws = {role: draw for role, draw in proposal.spec.miniature().draws.items() if isinstance(draw, Draw)}
+    wanted = {
+        value: draws[role] for role, value in proposal.operands.items() if role in draws and isinstance(value, Node)
+    }
     drawn: dict[Node, Any] = {}
     for node in _inputs(proposal):
         value = _draw(node.meta.get("val"), bindings, generator)
         if value is None:
             return None
         # Where any number but 0 masks, random numbers would leave nothing to compare.
-        drawn[node] = torch.where(value < 1.0, 0.0, -torch.inf).to(value) if node in masks else value
+        if node in wanted and wanted[node].kind == "mask":
+            value = torch.where(value < 1.0, 0.0, -torch.inf).to(value)
+        elif node in wanted and isinstance(value, Tensor) and value.is_floating_point():
+            value = wanted[node].shaped(value)
+        drawn[node] = value
     return drawn
 
 

@@ -17,13 +17,17 @@ from typing import Any
 
 import numba
 import torch
-from numba.core import config
+from numba import config as numba_config
 
 from ....settings import cache_directory
 
+# Neither knows of all its own options.
+config: Any = numba_config
+njit: Any = numba.njit
+
 __all__ = ["jit", "part", "run"]
 
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
 @cache
@@ -35,7 +39,7 @@ def _directory() -> str:
 
 def part(function: Callable[..., Any]) -> Any:
     """Compile a function that only compiled code calls; multiply-adds may be fused, nothing is reordered."""
-    return numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    return njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -43,7 +47,7 @@ def jit(function: Callable[..., Any]) -> Any:
     before = config.CACHE_DIR
     config.CACHE_DIR = _directory()
     try:
-        return numba.njit(fastmath={"contract"}, cache=True, **_OPTIONS)(function)
+        return njit(fastmath={"contract"}, cache=True, **_OPTIONS)(function)
     finally:
         config.CACHE_DIR = before
 
