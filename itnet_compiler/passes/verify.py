@@ -11,7 +11,6 @@ Results are kept by (spec, region, shapes), so that equal layers are checked onc
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,11 +18,13 @@ import sympy
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.overrides import TorchFunctionMode
 
 from ..ir.integral import Verification
 from ..ir.kernel import Draw, Spec
 from ..lowering.base import Lowered, default_lowering
 from ..settings import NEAR_MISSES, debug
+from .known import KnownCall
 from .match import Proposal, op_name
 
 __all__ = ["TOLERANCE", "Verifier", "hint", "relative_error"]
@@ -300,6 +301,25 @@ def _widened(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
+class _Wide(TorchFunctionMode):
+    """Runs a function with its casts to narrower floating dtypes made casts to float64."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's result."""
+        with self:
+            return self._function(*args)
+
+    def __torch_function__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (Tensor.float, Tensor.half, Tensor.bfloat16) and args[0].is_floating_point():
+            return args[0].double()
+        args = tuple(_widened(value) for value in args)
+        return function(*args, **{name: _widened(value) for name, value in (kwargs or {}).items()})
+
+
 def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings) -> Any:
     """Execute the matched nodes; casts to a floating dtype that are baked in the source go to float64."""
 
@@ -313,7 +333,7 @@ def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings)
             kwargs = torch.fx.node.map_arg(node.kwargs, look_up)
             args = tuple(_widened(value) for value in args)
             kwargs = {name: _widened(value) for name, value in kwargs.items()}
-            function = node.target if node.target is not operator.getitem else operator.getitem
+            function = _Wide(node.target) if isinstance(node.target, KnownCall) else node.target
             values[node] = function(*args, **kwargs)  # type: ignore[operator]
     results = [values[node] for node in proposal.outputs]
     return results[0] if len(results) == 1 else tuple(results)
