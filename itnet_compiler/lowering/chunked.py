@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..ir.kernel import Spec
 from ..ir.matrix_state import MatrixState
+from ..ir.memory import Memory
 from ..ir.semiseparable import segment_products
 from .base import Lowered, Lowering, Support
 
@@ -31,21 +32,30 @@ class Chunked(Lowering):
     name = "chunked"
 
     def supports(self, spec: Spec) -> Support:
-        if not isinstance(spec.kernel, MatrixState):
+        if not isinstance(spec.kernel, MatrixState | Memory):
             return Support((f"the {type(spec.kernel).__name__} kernel has no state to multiply as a matrix",))
-        if spec.kernel.delta:
+        state = spec.kernel.state() if isinstance(spec.kernel, Memory) else spec.kernel
+        if state.delta:
             return Support(("the delta rule mixes the rows of its state at every step: chunks are no products",))
         return Support()
 
     def build(self, spec: Spec) -> Lowered:
-        assert isinstance(spec.kernel, MatrixState)
         arguments = ", ".join(f"{role}={role}" for role in spec.operands)
+        if isinstance(spec.kernel, Memory):
+            function = partial(_memory, spec.kernel)
+        else:
+            assert isinstance(spec.kernel, MatrixState)
+            function = partial(_chunks, spec.kernel)
         return Lowered(
             spec.operands,
             f"chunks({arguments})",
-            {"chunks": partial(_chunks, spec.kernel)},
+            {"chunks": function},
             text=textwrap.dedent(inspect.getsource(_chunks)),
         )
+
+
+def _memory(kernel: Memory, **operands: Tensor) -> tuple[Tensor, Tensor]:
+    return kernel.finished(*_chunks(kernel.state(), **kernel.prepared(**operands)), **operands)
 
 
 def _chunks(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..ir.kernel import Kernel, Spec
 from ..ir.matrix_state import MatrixState
+from ..ir.memory import GatedDelta, Memory, StateSpaceDual
 from ..ir.selective import Selective
 from ..ir.semiseparable import Diagonal
 from .base import Lowered, Lowering, Support
@@ -81,8 +82,15 @@ def _matrix_state(
     return torch.ops.itnet.matrix_scan(query, key, value, decay, initial)
 
 
+def _memory(kernel: Memory, **operands: Tensor) -> Any:
+    y, last = _matrix_state(kernel.state(), **kernel.prepared(**operands))
+    return kernel.finished(y, last, **operands)
+
+
 _FUNCTIONS: dict[type[Kernel], Callable[..., Any]] = {
     Diagonal: _diagonal,
     Selective: _selective,
     MatrixState: _matrix_state,
+    StateSpaceDual: _memory,
+    GatedDelta: _memory,
 }

@@ -11,7 +11,7 @@ from torch.fx import Node
 from ..ir.domain import Past
 from ..ir.kernel import Spec
 from ..ir.selective import Selective
-from .known import KnownFunction
+from .known import KnownFunction, packed
 from .match import Match, Proposal, present, propose, rule
 
 __all__ = ["KNOWN", "selective_scan"]
@@ -19,7 +19,7 @@ __all__ = ["KNOWN", "selective_scan"]
 
 def _arguments(given: dict[str, Any]) -> tuple[Any, ...] | None:
     names = ("hidden_states", "dt", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus")
-    if not set(names) <= set(given) or given["hidden_states"].dim() != 3 or given["A"].dim() != 2:
+    if packed(given) or not set(names) <= set(given) or given["hidden_states"].dim() != 3 or given["A"].dim() != 2:
         return None
     return (*(given[name] for name in names[:-1]), bool(given["delta_softplus"]))
 

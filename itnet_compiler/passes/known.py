@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from ..registry import scan
 
-__all__ = ["KnownCall", "KnownFunction", "known_functions"]
+__all__ = ["KnownCall", "KnownFunction", "known_functions", "packed"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class KnownCall:
     def __str__(self) -> str:
         return f"{self.function.__module__}.{self.function.__name__}"
 
+
+def packed(given: dict[str, Any]) -> bool:
+    """Whether a call is told where packed sequences begin; a recurrence over one sequence does not stand for it."""
+    others = given.get("kwargs", {})
+    return any(others.get(name) is not None for name in ("cu_seqlens", "seq_idx"))
 
 
 def known_functions() -> tuple[KnownFunction, ...]:
