@@ -130,7 +130,8 @@ class Spec:
 class Draw:
     """How to draw one random operand: shape and kind.
 
-    ``float``: normal, with standard deviation ``deviation``; ``positive``: exp of that; ``complex``: both parts normal;
+    ``float``: normal, with standard deviation ``deviation``; ``positive``: exp of that; ``negative``: minus its absolute
+    value; ``fraction``: between 0 and 1; ``unit``: of length 1 along the last axis; ``complex``: both parts normal;
     ``bool``: about 70 % True; ``mask``: 0 or −∞.
     """
 
@@ -150,11 +151,23 @@ class Draw:
             value = torch.zeros(self.shape, dtype=dtype).masked_fill(~keep, float("-inf"))
         else:
             value = torch.randn(self.shape, generator=generator, dtype=torch.float64).mul_(self.deviation)
-            value = (value.exp() if self.kind == "positive" else value).to(dtype)
+            value = self.shaped(value).to(dtype)
         if strided and value.dim():
             wide = value.new_zeros((*self.shape[:-1], 2 * self.shape[-1]))
             wide[..., ::2] = value
             value = wide[..., ::2]
+        return value
+
+    def shaped(self, value: Tensor) -> Tensor:
+        """Normal numbers brought where this kind has its values."""
+        if self.kind == "positive":
+            return value.exp()
+        if self.kind == "negative":
+            return -value.abs()
+        if self.kind == "fraction":
+            return torch.sigmoid(value)
+        if self.kind == "unit":
+            return torch.nn.functional.normalize(value, dim=-1)
         return value
 
 

@@ -19,6 +19,7 @@ from ..capture.clone import shallow_clone
 from ..capture.losses import foreign_randomness_kept
 from ..capture.signature import map_arguments
 from ..passes.verify import relative_error
+from .deadline import TooSlow, backward_limited
 
 __all__ = ["Trial", "copied", "run_trial", "unrecorded", "untouched"]
 
@@ -28,6 +29,8 @@ _BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch
 _GRADIENT_BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.3}
 # Bytes of parameters up to which gradients are compared too: two sets of them are held.
 _GRADIENTS = 64 * 2**20
+# Seconds that a backward pass is given.
+_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,11 @@ class _Gradients:
         # Weights that differ between elements, so that a sum that is constant (softmax) has a slope.
         weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).to(t).view(t.shape) for t in outputs]
         try:
-            return list(torch.autograd.grad(outputs, sources, weights, allow_unused=True))
+            with backward_limited(outputs, _SECONDS):
+                return list(torch.autograd.grad(outputs, sources, weights, allow_unused=True))
+        except TooSlow:
+            self.note = f"the backward takes more than {_SECONDS:.0f} s"
+            return None
         except Exception as error:
             # Some models have a backward in train mode only; there is nothing to compare with then.
             self.note = f"the backward fails: {type(error).__name__}"

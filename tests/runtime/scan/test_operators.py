@@ -1,0 +1,257 @@
+"""The scan operators: values, gradients, shapes, and how they behave under torch's own transformations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+from torch.nn import functional as F
+
+from itnet_compiler.runtime.scan import backends, eager
+from itnet_compiler.runtime.scan.backends import available
+
+ops = torch.ops.itnet
+compiled = pytest.mark.skipif(not available("cpu"), reason="numba is not installed")
+
+
+def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64).to(dtype)
+
+
+def _selective(batch: int, channels: int, time: int, states: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """u, Δ (channels last in memory, as in the models), A, B, C and a start."""
+    delta = F.softplus(_random(batch, time, channels)).transpose(1, 2)
+    A, B, C = -_random(channels, states).exp(), _random(batch, states, time, seed=1), _random(batch, states, time)
+    return [one.to(dtype) for one in (_random(batch, channels, time), delta, A, B, C, _random(batch, channels, states))]
+
+
+def _matrix(*batch: int, time: int, keys: int, values: int, decay: int, delta: bool) -> list[Tensor | None]:
+    """query, key, value, beta, decay and a start."""
+    key = F.normalize(_random(*batch, time, keys, seed=1), dim=-1)
+    return [
+        _random(*batch, time, keys),
+        key,
+        _random(*batch, time, values, seed=2),
+        torch.sigmoid(_random(*batch, time, 1)) if delta else None,
+        torch.sigmoid(_random(*batch, time, decay)) if decay else None,
+        _random(*batch, keys, values),
+    ]
+
+
+def _scan(query: Any, key: Any, value: Any, beta: Any, decay: Any, initial: Any) -> Any:
+    if beta is None:
+        return ops.matrix_scan(query, key, value, decay, initial)
+    return ops.delta_scan(query, key, value, beta, decay, initial)
+
+
+CALLS: dict[str, tuple[Any, list[Any]]] = {
+    "linear": (ops.linear_scan, [torch.sigmoid(_random(5, 1, 3)), _random(5, 2, 3), _random(3)]),
+    "linear, reverse": (ops.linear_scan, [torch.sigmoid(_random(3)), _random(5, 2, 3), None, True]),
+    "linear, complex": (
+        ops.linear_scan,
+        [torch.polar(torch.sigmoid(_random(3)), _random(3)), _random(5, 2, 3), torch.complex(_random(3), _random(3))],
+    ),
+    "selective": (ops.selective_scan, _selective(2, 3, 7, 2)[:5]),
+    "selective, started": (ops.selective_scan, _selective(1, 17, 3, 2)),
+    **{
+        f"matrix, decay {decay}, delta {delta}": (_scan, _matrix(2, time=6, keys=3, values=4, decay=decay, delta=delta))
+        for decay in (0, 1, 3)
+        for delta in (False, True)
+    },
+}
+
+
+def _differentiable(arguments: list[Any]) -> list[Any]:
+    return [one.detach().clone().requires_grad_() if isinstance(one, Tensor) else one for one in arguments]
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("compile_kernels", [False, pytest.param(True, marks=compiled)])
+def test_gradients_are_those_of_finite_differences(name, compile_kernels, monkeypatch):
+    if not compile_kernels:
+        monkeypatch.setattr(backends, "of", lambda tensor: eager)
+    function, arguments = CALLS[name]
+    assert torch.autograd.gradcheck(function, _differentiable(arguments))
+
+
+def test_linear_scan_can_be_differentiated_twice():
+    function, arguments = CALLS["linear"]
+    assert torch.autograd.gradgradcheck(function, _differentiable(arguments))
+
+
+@pytest.mark.parametrize("name", ["selective", "matrix, decay 1, delta True"])
+def test_the_others_say_that_they_cannot(name):
+    function, arguments = CALLS[name]
+    leaves = _differentiable(arguments)
+    y, _ = function(*leaves)
+    (slope,) = torch.autograd.grad(y.sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        (ops.linear_scan.default, CALLS["linear"][1]),
+        (ops.selective_scan.default, CALLS["selective, started"][1]),
+        (ops.matrix_scan.default, [*CALLS["matrix, decay 3, delta False"][1][:3], _random(6, 3).sigmoid()]),
+        (ops.delta_scan.default, CALLS["matrix, decay 1, delta True"][1]),
+    ],
+    ids=["linear", "selective", "matrix", "delta"],
+)
+def test_opcheck(operator, arguments):
+    opcheck(operator, tuple(_differentiable(arguments)))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1), (2, 17, 65, 5), (3, 16, 128, 16), (0, 3, 4, 2), (2, 3, 0, 4), (2, 5, 6, 0)]
+)
+def test_compiled_selective_scan_is_the_plain_one(sizes, dtype):
+    from itnet_compiler.runtime.scan import cpu
+
+    operands = _selective(*sizes, dtype=dtype)
+    gradients = [_random(*sizes[:3], seed=3, dtype=dtype), _random(sizes[0], sizes[1], sizes[3], dtype=dtype)]
+    _close(cpu.selective_scan(*operands), eager.selective_scan(*operands))
+    _close(cpu.selective_scan_backward(*gradients, *operands), eager.selective_scan_backward(*gradients, *operands))
+
+
+@compiled
+@pytest.mark.parametrize("decay", [0, 1, 5])
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 1, 17), (2, 130, 16), (0, 3, 2), (2, 0, 3), (2, 4, 0)])
+def test_compiled_matrix_scan_is_the_plain_one(sizes, delta, decay):
+    from itnet_compiler.runtime.scan import cpu
+
+    rows, time, values = sizes
+    operands = _matrix(rows, time=time, keys=5, values=values, decay=decay, delta=delta)
+    gradients = (_random(rows, time, values, seed=3), _random(rows, 5, values))
+    _close(cpu.matrix_scan(*operands), eager.matrix_scan(*operands))
+    _close(cpu.matrix_scan_backward(*gradients, *operands), eager.matrix_scan_backward(*gradients, *operands))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 1), (65, 513), (0, 3), (3, 0)])
+def test_compiled_linear_scan_is_the_plain_one(sizes, reverse, dtype):
+    from itnet_compiler.runtime.scan import cpu
+
+    time, width = sizes
+    source, start = _random(time, width).to(dtype), _random(width).to(dtype)
+    for shape in ((time, width), (1, width), (time, 1), (1, 1)):
+        operands = (torch.sigmoid(_random(*shape)).to(dtype), source, start, reverse)
+        _close(cpu.linear_scan(*operands), eager.linear_scan(*operands))
+
+
+def _close(found: Any, wanted: Any) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is None:
+            continue
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        if one.numel():
+            bound = 1e-13 if one.dtype in (torch.float64, torch.complex128) else 2e-6
+            assert float((one - other).norm()) <= bound * max(1.0, float(other.norm()))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exp_is_exact_to_a_unit_in_the_last_place(dtype):
+    """Through Δ = 1, A = x, h_0 = 1: the state after one step is exp(x)."""
+    x = torch.cat([torch.linspace(-750, 710, 40_001), torch.linspace(-104, 89, 40_001), torch.linspace(-1, 1, 40_000)])
+    x = torch.cat([x, torch.tensor([0.0, torch.inf, -torch.inf, torch.nan])]).to(dtype)
+    ones, none = torch.ones(1, len(x), 1, dtype=dtype), torch.zeros(1, 1, 1, dtype=dtype)
+    _, found = ops.selective_scan(torch.zeros_like(ones), ones, x.view(-1, 1), none, none, ones)
+    expected = torch.exp(x.double())
+    found, rounded = found.view(-1), expected.to(dtype)
+    torch.testing.assert_close(found[-4:], rounded[-4:], equal_nan=True)
+    finite = rounded.isfinite() & (rounded > torch.finfo(dtype).tiny)
+    unit = torch.nextafter(rounded[finite], torch.tensor(torch.inf, dtype=dtype)) - rounded[finite]
+    assert float(((found[finite].double() - expected[finite]).abs() / unit).max()) <= 2.0
+    assert torch.equal(found[rounded == torch.inf], rounded[rounded == torch.inf])
+
+
+@compiled
+def test_the_result_does_not_depend_on_the_number_of_threads():
+    operands, before = _differentiable(_selective(3, 100, 33, 4, torch.float32)), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            y, last = ops.selective_scan(*operands)
+            found.append([y, last, *torch.autograd.grad([y.sum(), last.sum()], operands)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_decays_of_zero_and_below_are_factors_like_others():
+    states, last = ops.linear_scan(torch.tensor([[0.5], [0.0], [-2.0]]), torch.ones(3, 1), torch.full((1,), 4.0))
+    assert states.flatten().tolist() == [3.0, 1.0, -1.0]
+    assert last.tolist() == [-1.0]
+
+
+def test_memory_of_a_forward_pass_does_not_grow_with_states():
+    """Nothing of [batch, channels, time, states] is made: the operands, the result and the state."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for one in torch.utils._pytree.tree_leaves(result):
+                if isinstance(one, Tensor):
+                    self.elements = max(self.elements, one.numel())
+            return result
+
+    operands = _selective(2, 8, 40, 16)
+    with Largest() as largest:
+        ops.selective_scan(*operands)
+    assert largest.elements <= 2 * 40 * 16
+
+
+def test_what_does_not_fit_is_refused():
+    u, delta, A, B, C, initial = _selective(2, 3, 4, 5)
+    with pytest.raises(ValueError, match="B is not"):
+        ops.selective_scan(u, delta, A, B[:1], C)
+    with pytest.raises(ValueError, match="no real floating dtype"):
+        ops.selective_scan(u, delta, A.to(torch.complex128), B, C)
+    with pytest.raises(ValueError, match="initial state"):
+        ops.selective_scan(u, delta, A, B, C, initial[:, :2])
+    with pytest.raises(ValueError, match="decay has the shape"):
+        ops.matrix_scan(u, u, u, u[..., :2])
+    with pytest.raises(ValueError, match="more axes"):
+        ops.linear_scan(torch.ones(3, 2), torch.ones(3))
+
+
+def test_export_keeps_one_node_and_any_length():
+    class Scan(torch.nn.Module):
+        def forward(self, *operands: Tensor) -> Tensor:
+            return ops.selective_scan(*operands)[0]
+
+    long = torch.export.Dim("time", min=2)
+    shapes = ({2: long}, {2: long}, None, {2: long}, {2: long})
+    program = torch.export.export(Scan(), tuple(_selective(2, 3, 8, 4)[:5]), dynamic_shapes=(shapes,), strict=False)
+    calls = [node for node in program.graph.nodes if "itnet" in str(node.target)]
+    assert len(calls) == 1
+    other = _selective(2, 3, 19, 4)[:5]
+    torch.testing.assert_close(program.module()(*other), ops.selective_scan(*other)[0], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_compile_takes_it_whole():
+    arguments = _differentiable(CALLS["selective, started"][1])
+    expected = ops.selective_scan(*arguments)
+    function = torch.compile(lambda *given: ops.selective_scan(*given), fullgraph=True, backend="aot_eager")
+    found = function(*arguments)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    slopes = (torch.autograd.grad([y.sum(), last.sum()], arguments) for y, last in (found, expected))
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
