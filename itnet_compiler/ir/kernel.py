@@ -130,9 +130,9 @@ class Spec:
 class Draw:
     """How to draw one random operand: shape and kind.
 
-    ``float``: normal, with standard deviation ``deviation``; ``positive``: exp of that; ``negative``: minus its absolute
-    value; ``fraction``: between 0 and 1; ``unit``: of length 1 along the last axis; ``complex``: both parts normal;
-    ``bool``: about 70 % True; ``mask``: 0 or −∞.
+    ``float``: normal, with standard deviation ``deviation``; ``positive``: exp of that; ``negative``: minus its
+    absolute value; ``fraction``: between 0 and 1; ``unit``: of length 1 along the last axis; ``complex``: both parts
+    normal; ``bool``: about 70 % True; ``mask``: 0 or −∞.
     """
 
     shape: tuple[int, ...]
