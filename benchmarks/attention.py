@@ -1,4 +1,4 @@
-"""Attention written by hand: as written, unified, the library's operator; time and peak memory by length.
+"""Attention written by hand: as written, unified, by torch.compile, the library's operator; time and peak memory.
 
 python -m benchmarks.attention [--lengths 1024 …]
 """
@@ -20,7 +20,15 @@ import itnet
 from benchmarks.measure import alternate, machine, table, typical
 
 HEADS, WIDTH = 8, 64
-HEADER = ("length", "mask", "as written ms", "unified ms", "library ms", "written / unified", "written / library")
+HEADER = (
+    "length",
+    "mask",
+    "as written ms",
+    "unified ms",
+    "compiled ms",
+    "library ms",
+    *(f"written / {other}" for other in ("unified", "compiled", "library")),
+)
 
 
 class Written(nn.Module):
@@ -44,16 +52,19 @@ def row(length: int, causal: bool, seconds: float) -> list[str]:
     inputs = [torch.randn(1, HEADS, length, WIDTH) for _ in range(3)]
     model = Written(causal).eval()
     unified = itnet.unify(model, tuple(inputs))
+    compiled = torch.compile(model, dynamic=False)
     with torch.no_grad():
+        compiled(*inputs)
         contestants = [
             lambda: model(*inputs),
             lambda: unified(*inputs),
+            lambda: compiled(*inputs),
             lambda: F.scaled_dot_product_attention(*inputs, is_causal=causal),
         ]
-        written, mine, library = (typical(times) for times in alternate(contestants, seconds=seconds))
-    times = [f"{1e3 * value:.2f}" for value in (written, mine, library)]
+        written, *others = (typical(times) for times in alternate(contestants, seconds=seconds))
+    times = [f"{1e3 * value:.2f}" for value in (written, *others)]
     mask = "causal" if causal else "none"
-    return [str(length), mask, *times, f"{written / mine:.2f}", f"{written / library:.2f}"]
+    return [str(length), mask, *times, *(f"{written / other:.2f}" for other in others)]
 
 
 def peak(length: int, form: str) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..ir.attention import Attention
+from ..ir.cumulative import Cumulative
 from ..ir.fold import Fold
 from ..ir.fourier import Fourier
 from ..ir.layout import parse
@@ -134,7 +135,7 @@ class Analysis:
         if isinstance(kernel, Mixing):
             place = len(source) - (2 if kernel.left else 1)
             found = [*source[:place], axis(first.shape[place], AxisRole.POSITION), *source[place + 1 :]]
-        elif isinstance(kernel, (Fourier, LongConvolution)):
+        elif isinstance(kernel, (Cumulative, Fourier, LongConvolution)):
             found = resize_all(source, list(first.shape))
         elif isinstance(kernel, Fold):
             return (
