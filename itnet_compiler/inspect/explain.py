@@ -75,7 +75,9 @@ def _explain(facts: Facts, nodes: list[Node], path: str, model: str) -> str:
 
 
 def equation(kernel: Kernel) -> list[str]:
-    """The definition of a kernel in symbols, as its class writes it down: the family's own documentation."""
+    """The definition of a kernel in symbols: its own formula, or what its class writes down in its documentation."""
+    if own := kernel.formula():
+        return own
     documented = _plain(type(kernel).__doc__).split("Operands")[0].split("Attributes:")[0]
     formulas = [line for line in documented.splitlines() if line.startswith("    ")]
     if formulas:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .domain import Domain
+from .formulas import attention_formula
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 from .layout import Layout, contracted, label_sizes, labels_of, merged, parse
 from .softmax import normalised
@@ -118,6 +119,10 @@ class Attention(Kernel):
         text = f"{self.family}({', '.join(parts)})" if parts else self.family
         layouts = f"(q[{self.query}] k[{self.key}] v[{self.value}] -> [{self.output}])"
         return text if self._is_plain() else f"{text} {layouts}"
+
+    def formula(self) -> list[str]:
+        """In the labels of the node."""
+        return attention_formula(self)
 
     def _is_plain(self) -> bool:
         """Whether the layouts are those of the fused operator: (…, L, D), (…, S, D), (…, S, V) → (…, L, V)."""

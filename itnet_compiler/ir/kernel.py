@@ -77,6 +77,10 @@ class Kernel:
         """Cost from operand and output shapes (meta or fake tensors with concrete sizes, or lists of them)."""
         raise NotImplementedError
 
+    def formula(self) -> list[str]:
+        """What this very node computes, line by line; empty where the formula of its class says it."""
+        return []
+
     def describe(self) -> str:
         """Text after ``kernel`` in the IR: the family and every field that differs from its default."""
         shown = []

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .domain import Domain, Keys
+from .formulas import separable_formula
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 from .layout import Layout, contracted, label_sizes, labels_of, merged, parse
 from .steps import Labels
@@ -93,6 +94,10 @@ class Separable(Kernel):
         text = f"{self.family}({', '.join(parts)})" if parts else self.family
         query = f"q[{self.query}] " if self.query else ""
         return f"{text} ({query}k[{self.key}] v[{self.value}] -> [{self.output}])"
+
+    def formula(self) -> list[str]:
+        """In the labels of the node."""
+        return separable_formula(self)
 
     def properties(self, domain: Domain) -> frozenset[str]:
         """Linear in the values; separable but for a mask."""

@@ -77,7 +77,7 @@ class Accumulating(nn.Module):
         self.conv = nn.Conv1d(4, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cumsum(self.conv(x), 2)
+        return torch.cumprod(self.conv(x), 2)
 
 
 class Shared(nn.Module):

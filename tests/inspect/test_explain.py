@@ -68,7 +68,7 @@ def test_an_operator_of_its_own_name(residual: Any) -> None:
 
 
 def test_what_was_left_alone_and_why() -> None:
-    shown = unify(Accumulating().eval(), torch.randn(2, 4, 9)).explain("cumsum")
+    shown = unify(Accumulating().eval(), torch.randn(2, 4, 9)).explain("cumprod")
     assert "unmatched" in shown
     assert "position" in shown
     assert "models.py:80" in shown

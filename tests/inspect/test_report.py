@@ -70,7 +70,7 @@ def test_coverage_and_categories(residual: Any, accumulating: Any) -> None:
 
 def test_every_miss_has_a_reason_and_a_line(accumulating: Any) -> None:
     (miss,) = accumulating.report().unmatched
-    assert miss.operator == "cumsum"
+    assert miss.operator == "cumprod"
     assert miss.source_line == "models.py:80"
     assert miss.reason
     shown = str(accumulating.report())

@@ -130,14 +130,14 @@ def test_misses_are_shown_with_reason_and_line() -> None:
     shown = str(unified(Accumulating(), torch.randn(2, 4, 9)))
     assert "mixing coverage 50 %" in shown
     at = shown.splitlines().index("  left as they were:")
-    assert shown.splitlines()[at + 1].split() == ["cumsum", "cumsum", "models.py:80"]
+    assert shown.splitlines()[at + 1].split() == ["cumprod", "cumprod", "models.py:80"]
     assert "position" in shown.splitlines()[at + 2]
 
 
 class Many(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for axis in range(9):
-            x = torch.cumsum(x, 1) * (axis + 1)
+            x = torch.cumprod(x, 1) * (axis + 1)
         return x + torch.cumprod(x, 1)
 
 
