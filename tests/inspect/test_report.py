@@ -180,7 +180,11 @@ class Sliced(nn.Module):
 
 def test_a_softmax_that_is_no_attention_says_who_takes_it_or_what_the_rule_met():
     given = tuple(torch.randn(2, 3, 5, 4) for _ in range(3))
-    for model, reason in ((Straight(), "go to aten.square"), (Chosen(), "aten.topk"), (Sliced(), "some positions are dropped")):
+    for model, reason in (
+        (Straight(), "go to aten.square"),
+        (Chosen(), "aten.topk"),
+        (Sliced(), "some positions are dropped"),
+    ):
         misses = {miss.operator: miss for miss in unify(model, given).report().unmatched}
         assert {"matmul", "softmax.int"} <= set(misses)
         softmax = misses["softmax.int"]
