@@ -57,6 +57,8 @@ def examine(name: str, note: Callable[[Record], None] = lambda record: None) -> 
         network = catalog.build(name)
         stage("original")
         record |= _describe(network[0])
+        with torch.no_grad():  # what it keeps of its first call must not hold the graph of that call
+            network[0](*copy.deepcopy(network[1]), **copy.deepcopy(network[2]))
         original = _Results(*network)
         again = _Results(*network)
         record["own_repeat"] = original.apart(again)

@@ -58,6 +58,11 @@ class _Inputs:
             self.given |= {"input_values": self._randn(self.length, width)}
             self.given |= {"decoder_input_values": self._randn(self.length // 2, width)}
             return []
+        if kind in ("blip2config", "instructblipconfig"):
+            ids = self._ids()
+            ids[:, : self.config.num_query_tokens] = self.config.image_token_index
+            self.given["input_ids"] = ids
+            return ["pixel_values", *(name for name in ("qformer_input_ids",) if name in self.taken)]
         both = {"input_ids", "pixel_values"} <= self.taken.keys()
         no_image_token = not any(hasattr(self.config, name) for name in ("image_token_id", "image_token_index"))
         if both and no_image_token and kind.startswith(tuple(_TWO_TOWERS.split())):
@@ -79,6 +84,8 @@ class _Inputs:
     def _complete(self) -> None:
         """Arguments that go with others."""
         given, taken = self.given, self.taken
+        if self.name.startswith("peaudiovideo"):
+            given["pixel_values_videos"] = self._randn(4, 3, 336, 336)
         if "grid_thw" in given and "hidden_states" in given:
             side = self.find("patch_size", default=14)
             depth = self.find("temporal_patch_size", default=1)
@@ -147,6 +154,8 @@ class _Inputs:
             return self._randn(self.config.max_length, self.config.num_mel_bins)
         if any(part in self.name for part in _CODECS):
             return self._randn(self.config.audio_channels if self.name.startswith("encodec") else 1, 4800)
+        if self.name.startswith("peaudio"):
+            return self._randn(1, _SAMPLES[self.variant])
         if "speecht5" in self.name:
             return torch.randint(5, 60, (_BATCH, self.length), generator=self.random)
         return self._randn(_SAMPLES[self.variant])

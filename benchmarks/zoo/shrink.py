@@ -32,6 +32,7 @@ _WIDTHS = _exactly(
     " cross_attention_hidden_size d_embed lru_width attention_hidden_size mamba_d_model audio_embed_dim"
     " word_embed_proj_dim bottleneck_size intermediate_hidden_size visual_feat_dim conv_hidden_size decoder_hidden_dim"
     " vision_hidden_size text_hidden_size hidden_size_per_layer_input mask_dim latent_dim neck_hidden_size"
+    " adapter_in_dim adapter_input_size"
 )
 _DEPTHS = _exactly(
     "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_encoder_layers num_decoder_layers"
@@ -108,7 +109,18 @@ def shrink(options: dict[str, Any], policy: Policy) -> None:
             options[key] = 2
         else:
             options[key] = _few(key, value)
+    if old_depth and old_depth > depth:
+        _fewer_stages(options, depth)
     _move_special_tokens(options)
+
+
+def _fewer_stages(options: dict[str, Any], depth: int) -> None:
+    """Layers that a backbone gives: those that there still are, or the last one; their names follow from them."""
+    if not isinstance(options.get("out_indices"), (list, tuple)):
+        return
+    for key in ("out_features", "stage_names"):
+        options.pop(key, None)
+    options["out_indices"] = sorted({min(index, depth) for index in options["out_indices"]})
 
 
 def _few(key: str, value: int) -> int:

@@ -130,8 +130,9 @@ def capture(
     raise problem
 
 
-# What an error names that sizes of inputs have to do with: a symbol, the type of symbols, the exporter's own words.
-_SIZES = re.compile(r"\bs\d+\b|Sym(Int|Bool|Float)|(?i:symbolic|dynamic|constraint|speciali|shape|size)")
+# What an error names that sizes of inputs have to do with: a symbol, the type of symbols, words of the exporter or of
+# its solver.
+_SIZES = re.compile(r"\bs\d+\b|Sym(Int|Bool|Float)|(?i:symbolic|dynamic|constraint|speciali|shape|size|inequality)")
 
 
 def _is_about_sizes(error: Exception) -> bool:

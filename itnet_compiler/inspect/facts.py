@@ -198,10 +198,16 @@ class Facts:
 
     def miss(self, node: Node) -> Miss:
         """Why one node is not an integral."""
-        nearest = self.near_misses.get(node.name)
-        found = self.classes[node]
-        reason = found.reason if nearest is None else f"{nearest.rule}: {nearest.reason}"
-        return Miss(self.name(node), _operator(node), reason, module_path(node), source_line(node))
+        nearest, line = self._reasons.get(node.name), source_line(node)
+        reason = self.classes[node].reason
+        if nearest is not None:
+            elsewhere = f" [{nearest.source_line}]" if nearest.source_line not in (None, line) else ""
+            reason = f"{nearest.rule}: {nearest.reason}{elsewhere}"
+        return Miss(self.name(node), _operator(node), reason, module_path(node), line)
+
+    @cached_property
+    def _reasons(self) -> dict[str, Entry]:
+        return self.variant.journal.reasons()
 
     def name(self, node: Node) -> str:
         """Full name of a node in the IR."""

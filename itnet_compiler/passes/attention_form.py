@@ -168,7 +168,7 @@ class _Finder(Joins):
     def _scores(self, node: Node, axes: Axes, value: Axes) -> None:
         found = self.found
         for _ in range(LONGEST):
-            axes = self.tracer.resolve(axes)
+            node, axes = self._as_written(node), self.tracer.resolve(axes)
             if self._dropped is not None and operator_name(node) == "cat":
                 node, axes = self._with_sink(node, bind(node), axes)
                 continue

@@ -1,4 +1,4 @@
-"""What an attention may hold beside its three chains: products read in labels, sums over heads, a sink.
+"""What an attention may hold beside its three chains: products read in labels, sums over heads, a sink, a copy.
 
 A sum over heads (talking heads) is a product of the scores or the weights with a matrix that has two labels of its
 own. A sink is a score that joins the others in front of the softmax and whose weight is dropped behind it.
@@ -18,7 +18,8 @@ from .attention_steps import Chains, Leaf
 from .axis_sizes import monomial
 from .contraction import Contraction
 from .labels import Axes
-from .match import Match, Refusal, bind, shape_of
+from .match import Match, Refusal, bind, op_name, shape_of
+from .operators import operator_name
 from .products import read_product
 
 __all__ = ["Joins"]
@@ -113,6 +114,33 @@ class Joins(Chains):
         if alpha != 1:
             steps.insert(0, (Step("times", float(alpha)), None))
 
+    # ── what is written over
+
+    def _as_written(self, node: Node) -> Node:
+        """What the chain reads at ``node``: the values that were copied over all of it before, where there are any."""
+        readers = [user for user in node.users if user in self.found.region]
+        if not readers:
+            return node
+        writers: list[tuple[Node, list[Node]]] = []
+        waiting: list[tuple[Node, list[Node]]] = [(node, [])]
+        while waiting:
+            view, path = waiting.pop()
+            for user in view.users:
+                name = operator_name(user)
+                if op_name(user) == "aten.copy_.default" and user.args[0] is view and user < min(readers):
+                    writers.append((user, [*path, user]))
+                elif name in ("slice", "narrow") and user.args[0] is view and shape_of(user) == shape_of(node):
+                    waiting.append((user, [*path, user]))
+        if not writers:
+            return node
+        writer, path = max(writers)
+        written = writer.args[1]
+        if not isinstance(written, Node) or shape_of(written) != shape_of(node):
+            return node
+        for taken in path:
+            self._take(taken)
+        return written
+
     # ── sums over heads
 
     def _mixed(
@@ -166,7 +194,9 @@ class Joins(Chains):
         place = given["dim"] % len(axes)
         parts = given["tensors"]
         self.match.require(axes[place] == (dropped.both,), "a sink joins the scores along another axis", node)
-        self.match.require(len(parts) == 2, f"{len(parts)} tensors are joined, not scores and a sink", node)
+        self.match.require(
+            len(parts) == 2, f"the scores are joined of {len(parts)} tensors, as in block-sparse attention", node
+        )
         self.match.require(not found.steps, "the scores are changed after a sink has joined them", node)
         self.match.require(dropped.steps == len(found.after), "the weights are changed with that of a sink", node)
         main = parts[dropped.start]
@@ -174,7 +204,7 @@ class Joins(Chains):
         extents = [shape_of(part)[place] for part in (main, sink)]
         kept = self.tracer.regrouped((dropped.kept,), (extents[0],))
         fits = kept is not None and monomial(extents[1]) == monomial(1)
-        self.match.require(fits, "other scores than those of one sink are dropped", node)
+        self.match.require(fits, "other weights than that of one sink are dropped", node)
         self._take(node)
         whole = tuple(dropped.kept if axis == (dropped.both,) else axis for axis in axes)
         found.weights = tuple(dropped.kept if axis == (dropped.both,) else axis for axis in found.weights)

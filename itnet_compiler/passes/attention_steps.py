@@ -22,6 +22,7 @@ __all__ = ["LONGEST", "Chains", "Found", "Leaf"]
 
 _DROPOUTS = frozenset({"dropout"})
 _OF_A_MAXIMUM = frozenset("amax max getitem detach unsqueeze view expand".split())
+_PARTS = frozenset("slice narrow select index index_select gather".split())
 # Chains longer than this are no attention.
 LONGEST = 64
 
@@ -98,6 +99,8 @@ class Chains:
             return self._choice(node, name, given, axes, steps, leads)
         kinds = {"mul": "times", "multiply": "times", "div": "over", "add": "plus", "sub": "minus"}
         if name not in kinds or given.get("rounding_mode") is not None:
+            if name in _PARTS:
+                self.match.refuse(f"the {what} are a part of others ({op_name(node)})", node)
             shown = f"{what} come from {op_name(node)}"
             end = "a softmax" if what == "weights" else "a product of q and k"
             self.match.refuse(f"the {shown}, not from {end}", node)
@@ -238,6 +241,7 @@ class Chains:
         return node, self.tracer.resolve(axes)
 
     def _take(self, node: Node) -> None:
+        self.match.passed[node] = None
         if node not in self.found.region:
             self.found.region.append(node)
 

@@ -16,18 +16,23 @@ from .attention_form import find
 from .attention_steps import Found, Leaf
 from .labels import Axes, Tracer, letters
 from .mask_patterns import Condition, made_of, may_hide, read
-from .match import Match, Proposal, propose, rule, value_of
+from .match import Match, Proposal, op_name, propose, rule, value_of
 from .operators import operator_name
+from .products import without_sum
 from .verify import hint
 
 __all__ = ["attention_by_hand"]
 
 _PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default", "aten.einsum.default", "aten.mv.default")
+# Tried there for the sake of the reason alone: an attention is found from its last operation.
+_SOFTMAXES = ("aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int", "aten._log_softmax.default")
 
 
-@rule("attention_by_hand", *_PRODUCTS, "aten.sum.dim_IntList", "aten.div.Tensor")
+@rule("attention_by_hand", *_PRODUCTS, *_SOFTMAXES, "aten.sum.dim_IntList", "aten.div.Tensor")
 def attention_by_hand(node: Node, match: Match) -> Proposal:
     """y = Σ_j softmax_j(scale·Σ_c q·k + …)·v, in any layout and any spelling."""
+    if op_name(node) in _SOFTMAXES:
+        match.refuse(without_sum(node))
     found = find(node, match)
     assert found.query is not None
     assert found.key is not None

@@ -218,6 +218,7 @@ def _refusal(rule: Rule, anchor: Node, refusal: Refusal) -> Entry:
         "refused",
         rule.name,
         anchor.name,
+        nodes=tuple(node.name for node in refusal.passed),
         reason=refusal.reason,
         depth=refusal.depth,
         module_path=module_path(refusal.node) or module_path(anchor),

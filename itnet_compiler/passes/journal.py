@@ -16,7 +16,7 @@ class Entry:
         rule: Name of the rule.
         anchor: Graph node at which the rule was tried.
         integral: Name of the integral made, where one was.
-        nodes: Names of the nodes it replaced.
+        nodes: Names of the nodes it replaced, or would have replaced as far as it came.
         reason: Why not, where it was not replaced.
         depth: Requirements met before the refusal.
         error: Worst verification error.
@@ -56,6 +56,15 @@ class Journal:
             known = best.get(entry.anchor)
             if known is None or _rank(entry) > _rank(known):
                 best[entry.anchor] = entry
+        return best
+
+    def reasons(self) -> dict[str, Entry]:
+        """For every node: of the rules that were tried there or came by in vain, the one that got furthest."""
+        best: dict[str, Entry] = {}
+        for entry in self.entries:
+            for name in () if entry.status == "replaced" else (entry.anchor, *entry.nodes):
+                if name not in best or _rank(entry) > _rank(best[name]):
+                    best[name] = entry
         return best
 
 

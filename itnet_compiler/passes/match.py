@@ -8,7 +8,7 @@ reported.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -103,19 +103,21 @@ class Refusal(Exception):
         reason: One sentence.
         node: The graph node at fault.
         depth: How many requirements had been met; the deepest refusal is the nearest miss.
+        passed: Nodes that the rule had accepted as parts of what it looked for.
     """
 
-    def __init__(self, reason: str, node: Node, depth: int) -> None:
+    def __init__(self, reason: str, node: Node, depth: int, passed: tuple[Node, ...] = ()) -> None:
         super().__init__(reason)
-        self.reason, self.node, self.depth = reason, node, depth
+        self.reason, self.node, self.depth, self.passed = reason, node, depth, passed
 
 
 @dataclass
 class Match:
-    """Progress of one rule at one anchor; counts the requirements met."""
+    """Progress of one rule at one anchor; counts the requirements met, and notes the nodes passed."""
 
     anchor: Node
     depth: int = 0
+    passed: dict[Node, None] = field(default_factory=dict)
 
     def require(self, condition: object, reason: str, node: Node | None = None) -> None:
         """Refuse with ``reason`` unless ``condition`` holds."""
@@ -125,7 +127,7 @@ class Match:
 
     def refuse(self, reason: str, node: Node | None = None) -> NoReturn:
         """Give up with ``reason``."""
-        raise Refusal(reason, node if node is not None else self.anchor, self.depth)
+        raise Refusal(reason, node if node is not None else self.anchor, self.depth, tuple(self.passed))
 
     def call(self, node: object, *names: str, reason: str | None = None) -> dict[str, Any]:
         """Require ``node`` to be a call of one of the operators ``names``; its bound arguments."""

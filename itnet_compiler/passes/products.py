@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.fx import Node
 
 from .axis_sizes import ONE, monomial
 from .contraction import Contraction, contraction
-from .match import bind, rank, shape_of, value_of
+from .match import bind, op_name, rank, shape_of, value_of
 from .operators import operator_name
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "leads_to_product",
     "leads_to_softmax",
     "read_product",
+    "without_sum",
 ]
 
 SOFTMAXES = frozenset({"softmax", "_softmax", "special_softmax"})
@@ -141,6 +142,26 @@ def _is_softmax(node: Node) -> bool:
     if name == "exp":
         return isinstance(source, Node) and operator_name(source) in LOG_SOFTMAXES
     return name == "div" and isinstance(source, Node) and operator_name(source) == "exp"
+
+
+def without_sum(softmax: Node) -> str:
+    """Why the weights of a softmax are those of no attention, as far as can be told from who takes them."""
+    takers: dict[str, None] = {}
+    waiting, seen = list(softmax.users), set[Node]()
+    while waiting and len(seen) < _MOST:
+        user = waiting.pop(0)
+        if user in seen:
+            continue
+        seen.add(user)
+        if user.op == "call_function" and operator_name(user) in _ON_THE_WAY:
+            waiting += user.users
+        elif user.op == "output":
+            takers["the output"] = None
+        elif not isinstance(value_of(user), (int, SymInt)):  # a size
+            takers[op_name(user)] = None
+    if not takers:
+        return "nothing takes the weights of this softmax"
+    return f"no sum of values weighted by this softmax is recognised: its weights go to {', '.join(takers)}"
 
 
 def leads_to_product(node: object) -> bool:

@@ -189,3 +189,14 @@ def test_a_size_as_an_argument():
         x = torch.randn(rows, 3, 4)
         assert torch.equal(model(x, x.shape, more={"like": x.shape}), unified(x, x.shape, more={"like": x.shape}))
     assert not program_of(unified).fallbacks
+
+
+def test_sizes_that_the_exporter_cannot_solve_for_are_fixed():
+    """AlexNet: strides and poolings nest floor divisions that no inequality can be solved for."""
+    layers = [nn.Conv2d(3, 4, 11, 4, 2), nn.MaxPool2d(3, 2), nn.Conv2d(4, 4, 5, padding=2), nn.MaxPool2d(3, 2)]
+    model = nn.Sequential(*layers, nn.MaxPool2d(3, 2), nn.AdaptiveAvgPool2d(6)).eval()
+    unified = itnet.unify(model, torch.randn(2, 3, 64, 64))
+    assert unified.report().to_dict()["whole"] and len(unified.integrals) == 6
+    for batch, side in ((3, 64), (1, 64), (2, 96)):
+        x = torch.randn(batch, 3, side, side)
+        assert torch.equal(unified(x), model(x))

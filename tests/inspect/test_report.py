@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from itnet_compiler.inspect.report import Report, percent
 from itnet_compiler.inspect.text import error, shorten, table, units
@@ -157,3 +158,35 @@ def test_small_helpers() -> None:
     assert percent(0.99999) == "99.9 %"
     assert shorten("a" * 50, 21) == "a" * 10 + "…" + "a" * 10
     assert table([("a", "", "1"), ("bb", "", "22")], right=(2,)) == ["a    1", "bb  22"]
+
+
+class Chosen(nn.Module):
+    """Attends to the two keys with the largest weights, which no rule takes."""
+
+    def forward(self, q, k, v):
+        weights = (q @ k.mT).softmax(-1)
+        return weights.where(weights >= weights.topk(2, -1).values[..., -1:], weights.square()) @ v
+
+
+class Straight(nn.Module):
+    def forward(self, q, k, v):
+        return (q @ k.mT).softmax(-1).square() @ v
+
+
+class Sliced(nn.Module):
+    def forward(self, q, k, v):
+        return (q @ k.mT).softmax(-1)[..., 1:] @ v[..., 1:, :]
+
+
+def test_a_softmax_that_is_no_attention_says_who_takes_it_or_what_the_rule_met():
+    given = tuple(torch.randn(2, 3, 5, 4) for _ in range(3))
+    for model, reason in (
+        (Straight(), "go to aten.square"),
+        (Chosen(), "aten.topk"),
+        (Sliced(), "some positions are dropped"),
+    ):
+        misses = {miss.operator: miss for miss in unify(model, given).report().unmatched}
+        assert {"matmul", "softmax.int"} <= set(misses)
+        softmax = misses["softmax.int"]
+        assert softmax.reason.startswith("attention_by_hand: ") and reason in softmax.reason, softmax
+        assert softmax.source_line is not None

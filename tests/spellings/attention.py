@@ -421,6 +421,14 @@ def neox(q, k, v, mask):
     return F.softmax(scores + mask, -1).to(v.dtype) @ v
 
 
+@program(Q, K, K, (B, H, L, S))
+def bias_written_over_the_scores(q, k, v, bias):
+    """MViT v2."""
+    scores = (q * 0.5) @ k.transpose(-2, -1)
+    scores[:, :, 0:, 0:] = scores[:, :, 0:, 0:] + bias
+    return scores.softmax(dim=-1) @ v
+
+
 # ── softmaxes
 
 

@@ -358,3 +358,41 @@ def convolution_over_neighbours(x, weight):
     """Its windows hold two positions."""
     scores = F.conv2d(F.pad(x, (0, 1)), weight).reshape(N, N, N * N)
     return scores.softmax(-1) @ x.reshape(N, N, N * N).mT
+
+
+@program(T, T, T, (N, N, N, N - 1), kinds="ffff", count=0)
+def bias_written_over_a_part(q, k, v, bias):
+    scores = q @ k.mT
+    scores[..., 1:] = scores[..., 1:] + bias
+    return scores.softmax(-1) @ v
+
+
+@program(T, T, T, T, kinds="ffff")
+def written_over_after_it_was_read(q, k, v, bias):
+    scores = q @ k.mT
+    weights = scores.softmax(-1)
+    scores[:, :, 0:] = bias
+    return weights @ v + scores
+
+
+@program(T, T, T, T, kinds="ffff")
+def written_over_twice(q, k, v, bias):
+    scores = q @ k.mT
+    scores[:, :, 0:] = bias
+    scores[:, :, :, 0:] = q @ k.mT * 2
+    return scores.softmax(-1) @ v
+
+
+@program(T, T, T, T, kinds="ffff", count=0)
+def written_over_with_something_else(q, k, v, bias):
+    scores = q @ k.mT
+    scores[:, :, 0:] = bias
+    return scores.softmax(-1) @ v
+
+
+@program(T, T, T, (N, N), kinds="ffff", count=0)
+def written_over_by_a_row(q, k, v, row):
+    """Every row of the scores becomes the same."""
+    scores = q @ k.mT
+    scores[:, :, 0:] = scores[:, :, :1] + row
+    return scores.softmax(-1) @ v
