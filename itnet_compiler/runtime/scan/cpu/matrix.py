@@ -13,7 +13,7 @@ CHUNK = 64
 
 
 @part
-def _load_columns(tile, source, first):  # type: ignore[no-untyped-def]
+def _load_columns(tile, source, first):
     """tile[row, lane] = source[row, first + lane]; 0 where there is no column."""
     part = source[:, first : first + LANES]
     if part.shape[1] < LANES:
@@ -24,7 +24,7 @@ def _load_columns(tile, source, first):  # type: ignore[no-untyped-def]
 
 
 @part
-def _store_columns(tile, target, first):  # type: ignore[no-untyped-def]
+def _store_columns(tile, target, first):
     part = target[:, first : first + LANES]
     for row in range(part.shape[0]):
         for lane in range(part.shape[1]):
@@ -32,7 +32,7 @@ def _store_columns(tile, target, first):  # type: ignore[no-untyped-def]
 
 
 @part
-def _factor(decay, k):  # type: ignore[no-untyped-def]
+def _factor(decay, k):
     """a_k, where ``decay`` has none (1), one, or one for each key."""
     if decay.shape[0] == 0:
         return decay.dtype.type(1)
@@ -40,7 +40,7 @@ def _factor(decay, k):  # type: ignore[no-untyped-def]
 
 
 @part
-def _step(before, after, key, decay, beta, value):  # type: ignore[no-untyped-def]
+def _step(before, after, key, decay, beta, value):
     """One step of a block from ``before`` to ``after`` [K, lanes], which may be one; what the key is multiplied with.
 
     ``beta`` has one entry, or none where there is no delta rule.
@@ -56,7 +56,7 @@ def _step(before, after, key, decay, beta, value):  # type: ignore[no-untyped-de
 
 
 @jit
-def forward(query, key, value, beta, decay, state, y, start, stop):  # type: ignore[no-untyped-def]
+def forward(query, key, value, beta, decay, state, y, start, stop):
     """Blocks ``start`` to ``stop`` of (row, block of columns); ``state`` [P, K, V] goes from first to last."""
     time, keys, values, dtype = query.shape[1], query.shape[2], value.shape[2], y.dtype
     blocks = (values + LANES - 1) // LANES
@@ -78,7 +78,7 @@ def forward(query, key, value, beta, decay, state, y, start, stop):  # type: ign
 
 
 @jit
-def backward(grad, query, key, value, beta, decay, initial, dstate, dq, dk, dv, dbeta, ddecay, start, stop):  # type: ignore[no-untyped-def]
+def backward(grad, query, key, value, beta, decay, initial, dstate, dq, dk, dv, dbeta, ddecay, start, stop):
     """Blocks of (row, block of columns); ``dstate`` goes from the gradient of the last state to that of the first.
 
     dq, dk, dbeta and ddecay [P, blocks, T, ·] have a place for each block: they are sums over columns.
@@ -133,7 +133,7 @@ def backward(grad, query, key, value, beta, decay, initial, dstate, dq, dk, dv, 
 
 
 @part
-def _delta(g, slope, value, before, key, decay, beta, slopes):  # type: ignore[no-untyped-def]
+def _delta(g, slope, value, before, key, decay, beta, slopes):
     """Through w = β (v − S'ᵀk), S' the decayed state: from ∂w to ∂v; adds to ∂k, sets ∂β, takes from ∂S'."""
     slope_k, slope_beta = slopes
     error = value
@@ -148,7 +148,7 @@ def _delta(g, slope, value, before, key, decay, beta, slopes):  # type: ignore[n
 
 
 @part
-def _decayed(g, before, decay, slope):  # type: ignore[no-untyped-def]
+def _decayed(g, before, decay, slope):
     """Through S' = diag(a) S."""
     for k in range(g.shape[0]):
         slope[k if decay.shape[0] > 1 else 0] += total(load(g, k) * load(before, k))

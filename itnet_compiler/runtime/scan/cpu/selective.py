@@ -16,7 +16,7 @@ CHUNK = 64
 
 
 @part
-def _load_steps(tile, source, first, start, steps):  # type: ignore[no-untyped-def]
+def _load_steps(tile, source, first, start, steps):
     """tile[t, lane] = source[first + lane, start + t]; 0 where there is no channel."""
     width = min(LANES, source.shape[0] - first)
     part = source[first : first + width, start : start + steps]
@@ -29,7 +29,7 @@ def _load_steps(tile, source, first, start, steps):  # type: ignore[no-untyped-d
 
 
 @part
-def _store_steps(tile, target, first, start, steps):  # type: ignore[no-untyped-def]
+def _store_steps(tile, target, first, start, steps):
     part = target[first : first + LANES, start : start + steps]
     for lane in range(part.shape[0]):
         row = part[lane]
@@ -38,7 +38,7 @@ def _store_steps(tile, target, first, start, steps):  # type: ignore[no-untyped-
 
 
 @part
-def _load_states(tile, source, first):  # type: ignore[no-untyped-def]
+def _load_states(tile, source, first):
     """tile[state, lane] = source[first + lane, state]; 0 where there is no channel."""
     part = source[first : first + LANES]
     tile[:] = 0
@@ -48,7 +48,7 @@ def _load_states(tile, source, first):  # type: ignore[no-untyped-def]
 
 
 @part
-def _store_states(tile, target, first):  # type: ignore[no-untyped-def]
+def _store_states(tile, target, first):
     part = target[first : first + LANES]
     for lane in range(part.shape[0]):
         for n in range(tile.shape[0]):
@@ -56,7 +56,7 @@ def _store_states(tile, target, first):  # type: ignore[no-untyped-def]
 
 
 @jit
-def forward(u, delta, A, B, C, state, y, start, stop):  # type: ignore[no-untyped-def]
+def forward(u, delta, A, B, C, state, y, start, stop):
     """Blocks ``start`` to ``stop`` of (batch, block of channels); ``state`` [Bt, D, N] goes from first to last.
 
     u, delta, y [Bt, D, T]; B, C [Bt, T, N].
@@ -79,7 +79,7 @@ def forward(u, delta, A, B, C, state, y, start, stop):  # type: ignore[no-untype
 
 
 @part
-def _advance(h, a, tile_u, tile_delta, B, C):  # type: ignore[no-untyped-def]
+def _advance(h, a, tile_u, tile_delta, B, C):
     """Take the steps of B and C [·, N]; the outputs take the place of the inputs in ``tile_u``."""
     for t in range(B.shape[0]):
         delta = load(tile_delta, t)
@@ -93,7 +93,7 @@ def _advance(h, a, tile_u, tile_delta, B, C):  # type: ignore[no-untyped-def]
 
 
 @part
-def _replay(visited, factors, a, tile_u, tile_delta, B):  # type: ignore[no-untyped-def]
+def _replay(visited, factors, a, tile_u, tile_delta, B):
     """All states of a chunk from the first, states of a step after those of the one before, and all factors."""
     states = a.shape[0]
     for t in range(B.shape[0]):
@@ -107,7 +107,7 @@ def _replay(visited, factors, a, tile_u, tile_delta, B):  # type: ignore[no-unty
 
 
 @part
-def _retreat(g, visited, factors, a, da, tile_u, tile_delta, tile_grad, B, C, dB, dC):  # type: ignore[no-untyped-def]
+def _retreat(g, visited, factors, a, da, tile_u, tile_delta, tile_grad, B, C, dB, dC):
     """Gradients of a chunk, last step first; ``g`` is that of the state. ∂u and ∂Δ take the places of u and Δ."""
     states = a.shape[0]
     for t in range(B.shape[0] - 1, -1, -1):
@@ -130,7 +130,7 @@ def _retreat(g, visited, factors, a, da, tile_u, tile_delta, tile_grad, B, C, dB
 
 
 @jit
-def backward(grad, u, delta, A, B, C, initial, dstate, du, ddelta, dA, dB, dC, parts, start, stop):  # type: ignore[no-untyped-def]
+def backward(grad, u, delta, A, B, C, initial, dstate, du, ddelta, dA, dB, dC, parts, start, stop):
     """Parts ``start`` to ``stop`` of (batch, part of the blocks of channels).
 
     ``dstate`` [Bt, D, N] goes from the gradient of the last state to that of the first; dA is [Bt, D, N], dB and dC
@@ -175,7 +175,7 @@ def backward(grad, u, delta, A, B, C, initial, dstate, du, ddelta, dA, dB, dC, p
 
 
 @part
-def _skip(h, a, tile_u, tile_delta, B):  # type: ignore[no-untyped-def]
+def _skip(h, a, tile_u, tile_delta, B):
     """The state after a chunk."""
     for t in range(B.shape[0]):
         delta = load(tile_delta, t)

@@ -1,0 +1,190 @@
+"""Linear recurrences of transformers' models: the fallback they run without extra packages, and one node.
+
+python -m benchmarks.recurrence [--length 1024] [--seconds 6] [--compile]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import itnet
+from benchmarks.measure import alternate, machine, table, typical
+
+WIDTH, LAYERS, STATES = 256, 4, 16
+NETWORKS = ("Mamba", "Mamba2", "Qwen3Next")
+NETWORK = ("network", "step", "length", "as published ms", "unified ms", "ratio", "unify s")
+SCAN = ("scan alone", "fallback ms", "node ms", "ratio", "Gexp/s", "GB/s", "of the limit")
+COMPILED = ("length", "eager ms", "torch.compile ms", "node ms", "torch.compile takes s")
+FORMS = ("form", "as published ms", "scan ms", "chunked ms", "published / scan")
+
+
+def network(name: str) -> nn.Module:
+    """A network of ``LAYERS`` layers and width ``WIDTH`` with random weights."""
+    from tests.foreign import prepare
+
+    prepare("transformers")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    options: dict[str, dict[str, Any]] = {
+        "Mamba": {"state_size": STATES},
+        "Mamba2": {"state_size": 64, "num_heads": 8, "head_dim": 64, "n_groups": 1},
+        "Qwen3Next": {
+            "layer_types": ["linear_attention"] * LAYERS,
+            **{f"linear_num_{kind}_heads": 8 for kind in ("key", "value")},
+            **{f"linear_{kind}_head_dim": 64 for kind in ("key", "value")},
+            **{"num_experts": 4, "num_experts_per_tok": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+            **{f"{kind}intermediate_size": WIDTH for kind in ("", "moe_", "shared_expert_")},
+        },
+    }
+    common = {"vocab_size": 1000, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "use_cache": False}
+    config = getattr(transformers, f"{name}Config")(**common, **options[name])
+    return getattr(transformers, f"{name}Model")(config).eval()
+
+
+def network_row(name: str, length: int, seconds: float, *, train: bool) -> list[str]:
+    """Time of a forward pass, or of one with its backward pass."""
+    model = network(name)
+    tokens = torch.randint(1000, (1, length))
+    start = time.perf_counter()
+    unified = itnet.unify(model, (tokens,))
+    took = time.perf_counter() - start
+
+    def contestant(run: Callable[..., Any]) -> Callable[[], object]:
+        def step() -> object:
+            with contextlib.nullcontext() if train else torch.no_grad():
+                out = run(tokens).last_hidden_state
+            return out.sum().backward() if train else out
+
+        return step
+
+    times = [typical(each) for each in alternate([contestant(model), contestant(unified)], seconds=seconds)]
+    cells = [f"{1e3 * each:.1f}" for each in times]
+    return [name, "training" if train else "forward", str(length), *cells, f"{times[0] / times[1]:.1f}", f"{took:.1f}"]
+
+
+def operands(length: int, channels: int = 2 * WIDTH) -> list[Tensor]:
+    """u, Δ, A, B and C of one layer of Mamba."""
+    u, delta = torch.randn(1, channels, length), F.softplus(torch.randn(1, channels, length) - 4)
+    A = -torch.arange(1.0, STATES + 1).expand(channels, STATES).contiguous()
+    return [u, delta, A, torch.randn(1, STATES, length), torch.randn(1, STATES, length)]
+
+
+def _fallback() -> Callable[..., Any]:
+    network("Mamba")
+    from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+
+    return mamba_selective_scan
+
+
+def scan_row(length: int, seconds: float) -> list[str]:
+    """One scan, without gradients, beside what its exponentials and its bytes alone would take."""
+    given, fallback = operands(length), _fallback()
+    few = torch.randn(1 << 14)
+    exps, moved = given[0].numel() * STATES, sum(4 * one.numel() for one in (*given, given[0]))
+    source, target = torch.randn(1 << 24), torch.empty(1 << 24)
+    contestants = [
+        lambda: fallback(*given),
+        lambda: torch.ops.itnet.selective_scan(*given),
+        lambda: torch.exp(few),
+        lambda: target.copy_(source),
+    ]
+    with torch.no_grad():
+        slow, fast, exp, copy = (typical(each) for each in alternate(contestants, seconds=seconds))
+    limit = max(exps * exp / few.numel(), moved * copy / (8 * source.numel()))
+    name = f"selective, {length} steps"
+    cells = [f"{1e3 * slow:.1f}", f"{1e3 * fast:.2f}", f"{slow / fast:.1f}"]
+    return [name, *cells, f"{exps / fast / 1e9:.2f}", f"{moved / fast / 1e9:.2f}", f"{limit / fast:.0%}"]
+
+
+def compiled_row(length: int, seconds: float) -> list[str]:
+    """The fallback under torch.compile, which unrolls it: compile time grows with the length."""
+    given, fallback = operands(length), _fallback()
+    torch.compiler.reset()
+    function = torch.compile(fallback)
+    with torch.no_grad():
+        start = time.perf_counter()
+        function(*given)
+        took = time.perf_counter() - start
+        contestants = [
+            lambda: fallback(*given), lambda: function(*given), lambda: torch.ops.itnet.selective_scan(*given)
+        ]  # fmt: skip
+        times = [typical(each) for each in alternate(contestants, seconds=seconds)]
+    return [str(length), *(f"{1e3 * each:.2f}" for each in times), f"{took:.0f}"]
+
+
+def form_rows(length: int, seconds: float) -> list[list[str]]:
+    """Mamba-2 and the gated delta rule: the published chunked form, the sequential scan, our chunked form."""
+    from itnet_compiler.ir.domain import Past
+    from itnet_compiler.ir.kernel import Spec
+    from itnet_compiler.ir.memory import GatedDelta, Memory, StateSpaceDual
+    from itnet_compiler.lowering.base import find_lowering
+
+    network("Mamba2"), network("Qwen3Next")
+    from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    heads, width = 8, 64
+    x, delta = torch.randn(1, length, heads, width), F.softplus(torch.randn(1, length, heads) - 2)
+    query, key = (F.normalize(torch.randn(1, length, heads, width), dim=-1) for _ in range(2))
+    dual = {"input": x, "delta": delta, "A": -torch.rand(heads), "B": query, "C": key}
+    rule = {"query": query, "key": key, "value": x, "decay": -delta, "beta": torch.rand(1, length, heads)}
+    cases: list[tuple[str, Memory, dict[str, Tensor], Callable[[], object]]] = [
+        ("Mamba-2", StateSpaceDual(), dual, lambda: mamba2_chunk_scan(*dual.values(), 256)),
+        (
+            "gated delta rule",
+            GatedDelta(),
+            rule,
+            lambda: torch_chunk_gated_delta_rule(query, key, x, g=-delta, beta=rule["beta"]),
+        ),
+    ]
+    rows = []
+    for name, kernel, given, published in cases:
+        spec, contestants = Spec(kernel, Past(), name, tuple(given)), [published]
+        for method in ("scan", "chunked"):
+            if find_lowering(method).supports(spec).ok:
+                function = find_lowering(method).build(spec).function
+                contestants.append(lambda function=function, given=given: function(**given))
+        with torch.no_grad():
+            times = [typical(each) for each in alternate(contestants, seconds=seconds)]
+        cells = [*(f"{1e3 * each:.1f}" for each in times), *[""] * (3 - len(times))]
+        rows.append([name, *cells, f"{times[0] / times[1]:.1f}"])
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="also the fallback under torch.compile (minutes)")
+    options = parser.parse_args(argv)
+    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
+    length, seconds = options.length, options.seconds
+    print(f"{LAYERS} layers, width {WIDTH}, batch 1, float32, {torch.get_num_threads()} threads ({machine()}):\n")
+    cases = [(name, length, False) for name in NETWORKS]
+    cases += [(name, min(length, 128), True) for name in NETWORKS]  # the fallback's backward grows with the square
+    print(table(NETWORK, [network_row(name, steps, seconds, train=train) for name, steps, train in cases]), flush=True)
+    print("\nThe limit is what torch.exp takes for as many numbers, or a copy for as many bytes, whichever is more.\n")
+    print(table(SCAN, [scan_row(length, seconds)]), flush=True)
+    print(f"\nTwo forms of a state of 8 heads, 64 by 64, {length} steps:\n")
+    print(table(FORMS, form_rows(length, seconds)), flush=True)
+    if options.compile:
+        print("\nThe selective scan's fallback under torch.compile:\n")
+        print(table(COMPILED, [compiled_row(each, seconds) for each in (16, 64)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
