@@ -87,6 +87,10 @@ class Kernel:
             shown.append(item.name if value is True else f"{item.name}={_short(value)}")
         return self.family + (f"({', '.join(shown)})" if shown else "")
 
+    def details(self) -> list[str]:
+        """Further lines of text for the IR, below the line of the node: the program of a loop's step."""
+        return []
+
     @classmethod
     def samples(cls) -> list[Sample]:
         """Cases for the conformance suite: every structural variant, with odd sizes (0, 1, 7, 63) among them."""
@@ -128,7 +132,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Draw:
-    """How to draw one random operand: shape and kind (``float``, ``bool`` with ~70 % True, or ``mask`` of 0 / −inf).
+    """How to draw one random operand: shape and kind.
+
+    Kinds are ``float``, ``bool`` with ~70 % True, ``long`` of 0 and 1, and ``mask`` of 0 / −inf.
 
     Floats are normal, with standard deviation ``deviation``.
     """
@@ -141,6 +147,8 @@ class Draw:
         """A random tensor; with ``strided`` a non-contiguous view holding the same values."""
         if self.kind == "bool":
             value = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
+        elif self.kind == "long":
+            value = torch.randint(0, 2, self.shape, generator=generator)
         elif self.kind == "mask":
             keep = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
             value = torch.zeros(self.shape, dtype=dtype).masked_fill(~keep, float("-inf"))

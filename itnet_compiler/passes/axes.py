@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..ir.attention import Attention
+from ..ir.gated import Gated
 from ..ir.layout import parse
 from ..ir.mixing import Mixing
 from . import axis_views  # noqa: F401 - registers its rules
@@ -141,7 +142,7 @@ class Analysis:
         elif family == "softmax":
             query, key, value_axes = (self(operands[role]) for role in ("query", "key", "value"))
             found = scaled_attention(query, key, value_axes, first.shape[-1])
-        elif family == "gated":
+        elif isinstance(kernel, Gated):
             step = spec.domain.single_step
             return recurrent(source, node, batch_first=kernel.batch_first, step=step)
         else:
