@@ -268,6 +268,7 @@ class Rewrite:
         ref = self.stacked[part.place]
         if ref.kind == "shared":
             raise NotALoop("the same value is collected at every step", collector.node)
+        whole = ref.kind == "local" and ref in self.whole
         node, at = self.whole[ref] if ref in self.whole and ref not in self.timed else (self._all_steps(ref), 0)
         low = part.first if part.by > 0 else part.first - part.count + 1
         if (low, part.count) != (0, self.loop.steps):
@@ -278,7 +279,7 @@ class Rewrite:
             node = self.emit("aten.movedim.int", node, at, axis)
         if not collector.stacks:
             return self.emit("aten.flatten.using_ints", node, axis, axis + 1)
-        if len(collector.parts) > 1:
+        if len(collector.parts) > 1 or (whole and node is self.whole[ref][0]):
             return node
         # A tensor of its own, in the order in memory of the stack that it replaces.
         if ref.kind == "step":

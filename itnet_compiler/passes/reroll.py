@@ -23,6 +23,7 @@ from ..ir.mode import mode_of
 from ..ir.naming import module_path, source_line
 from ..lowering.base import find_lowering
 from ..settings import NEAR_MISSES, debug
+from .cells import as_layer
 from .effects import Effects
 from .emitter import Emitter, drop_dead
 from .equivalence import check_replacement
@@ -152,7 +153,7 @@ Way = Callable[[Core, Emitter, Maker], "list[Node] | None"]
 
 def _ways() -> tuple[Way, ...]:
     """Ways to run a core, the best first."""
-    return (_as_loop,)
+    return (as_layer, _as_loop)
 
 
 def _as_loop(core: Core, emit: Emitter, integral: Maker) -> list[Node]:
