@@ -14,10 +14,16 @@ from torch.fx import Node
 from ..ir.steps import Progression
 from .match import op_name
 
-__all__ = ["Access", "access"]
+__all__ = ["Access", "access", "static"]
 
 Emit = Callable[..., Node]
 _END = torch.iinfo(torch.int64).max
+
+
+def static(size: Any) -> int | None:
+    """A size that is the same in every call of the graph, as a number."""
+    known: int | None = size if isinstance(size, int) else size.node.maybe_as_int()
+    return known
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Access:
         size = value.meta["val"].shape[self.axis]
         if self.width is not None:
             step = 1
-        if low == 0 and step == 1 and isinstance(size, int) and high == size:
+        if low == 0 and step == 1 and high == static(size):
             return value
         return emit("aten.slice.Tensor", value, self.axis, low, high, step)
 
@@ -102,14 +108,14 @@ def _select(source: Node, axis: int, index: Any, steps: int) -> Access | str:
 
 
 def _slice(source: Node, axis: Any, start: Any, stop: Any, step: Any, steps: int) -> Access | str:
-    size = source.meta["val"].shape[axis] if isinstance(axis, int) else None
+    size = static(source.meta["val"].shape[axis]) if isinstance(axis, int) else None
     if step != 1 or not isinstance(start, Progression):
         return "a slice grows from step to step"
     if isinstance(stop, Progression) and stop.by == start.by:
         return _checked(source, axis, start, int(stop.start - start.start), steps)
     # The last piece may be given without its end.
     width = abs(int(start.by))
-    if stop == _END and isinstance(size, int) and steps == 1:
+    if stop == _END and size is not None and steps == 1:
         return _checked(source, axis, start, width, steps)
     return "a slice grows from step to step"
 
@@ -127,10 +133,10 @@ def _piece(pieces: Node, index: Any, steps: int) -> Access | str:
     if name.split(".")[1] in ("split", "chunk", "split_with_sizes", "tensor_split") and isinstance(
         parts, (list, tuple)
     ):
-        widths = [part.shape[axis] for part in parts]
+        widths = [static(part.shape[axis]) for part in parts]
         first, last = int(index.start), int(index.at(steps - 1))
         taken = widths[: max(first, last) + 1]
-        if all(isinstance(width, int) and width == taken[0] for width in taken):
+        if taken[0] is not None and all(width == taken[0] for width in taken):
             wide = Progression(first * taken[0], int(index.by) * taken[0])
             return _checked(source, axis, wide, taken[0], steps)
     return "the pieces of a tensor have different sizes"
@@ -145,8 +151,8 @@ def _checked(source: Node, axis: int, index: Progression, width: int | None, ste
     if (start < 0) != (last < 0):
         return "an index runs past the end of an axis"
     if start < 0:
-        size = value.shape[axis]
-        if not isinstance(size, int):
+        size = static(value.shape[axis])
+        if size is None:
             return "an index counts from the end of an axis of any size"
         start += size
     if width is not None and (width < 1 or (width > 1 and abs(by) != width)):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..ir.steps import Ref
+from .accesses import static
 from .operators import operator_name
 from .recurrent_core import Core
 
@@ -111,8 +112,8 @@ class Reader:
     def width(self, value: Value) -> int:
         """Size of the last axis. Raises ``NotAGate`` where it is not known."""
         found = self.type(value)
-        size = found.shape[-1] if isinstance(found, Tensor) and found.dim() else None
-        if not isinstance(size, int):
+        size = static(found.shape[-1]) if isinstance(found, Tensor) and found.dim() else None
+        if size is None:
             raise NotAGate
         return size
 
@@ -201,7 +202,7 @@ class Reader:
 
     def _vector(self, node: Node, start: int, count: int) -> Rows:
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.dim() != 1 or not isinstance(value.shape[0], int):
+        if not isinstance(value, Tensor) or value.dim() != 1 or static(value.shape[0]) is None:
             raise NotAGate
         return Rows(node, start, count)
 
@@ -210,7 +211,7 @@ class Reader:
     ) -> None:
         matrix = self._shared(weight)
         shape = matrix.meta["val"].shape
-        if len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+        if len(shape) != 2 or any(static(size) is None for size in shape):
             raise NotAGate
         columns = 0
         name, args = self.call(left)

@@ -65,7 +65,8 @@ class Rewrite:
 
     def replacement(self) -> Replacement:
         """What to compare."""
-        old = [*self.loop.nodes, *(collector.node for collector in self.uses.collectors)]
+        before = sorted(self.rolled.outside)
+        old = [*before, *self.loop.nodes, *(collector.node for collector in self.uses.collectors)]
         made = Replacement(old, self.emit.made, self.results)
         buffers = {node for write, _ in self.writes for node in self.effects.sharing(write.to.source)}
         return Replacement(old, self.emit.made, self.results, tuple(n for n in made.inputs() if n in buffers))
@@ -79,7 +80,7 @@ class Rewrite:
             for user in list(node.users):
                 assert user._erased or user in dead, f"{node} is still used by {user}"
             self.graph.erase_node(node)
-        return [access.source for access in self.rolled.inputs] + self.emit.made
+        return [*self.rolled.outside, *(access.source for access in self.rolled.inputs), *self.emit.made]
 
     # ---- types
 

@@ -83,5 +83,6 @@ def prune(loop: Rolled, needed: list[Ref]) -> tuple[Rolled, dict[Ref, Ref]]:
         inputs=[loop.inputs[i] for i in order["step"]],
         shared=[loop.shared[i] for i in order["shared"]],
         hoisted=loop.hoisted,
+        outside=loop.outside,
     )
     return pruned, moved

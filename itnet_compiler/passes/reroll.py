@@ -91,6 +91,8 @@ def _reroll_one(
 def _worth_it(loop: Unrolled, rolled: Rolled) -> None:
     """Refuse what is better left as it is."""
     first = loop.nodes[0]
+    if not rolled.calls:
+        raise NotALoop("its steps compute nothing", first)
     if any(node.op == "call_module" for node in loop.nodes):
         raise NotALoop("a loop whose steps are loops", first)
     modes = {mode_of(node) for node in loop.nodes}

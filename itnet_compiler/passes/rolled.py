@@ -19,6 +19,7 @@ __all__ = ["Rolled", "Write", "roll"]
 
 # Views of views that an operand made before the loop may be.
 _MOST_LEVELS = 8
+_END = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Rolled:
         hoisted: Nodes of the first step that depend on nothing of the loop, in order.
         refs: Place → its value in the body; places that are accesses or hoisted included.
         writes: What the steps write in place.
+        outside: Nodes before the loop whose work it takes over: views that are given to single steps.
     """
 
     steps: int
@@ -55,6 +57,7 @@ class Rolled:
     hoisted: list[Node] = field(default_factory=list)
     refs: dict[int, Ref] = field(default_factory=dict)
     writes: list[Write] = field(default_factory=list)
+    outside: set[Node] = field(default_factory=set)
 
     def body(self, outputs: tuple[Ref, ...] = (), finals: tuple[Ref, ...] = ()) -> Body:
         """The whole body as plain data."""
@@ -92,11 +95,15 @@ class _Roller:
 
     def _value(self, target: Any, args: tuple[Any, ...], kwargs: Any, first: Node | None) -> Ref:
         """The value of one operator in the body."""
+        if str(target) == "aten.slice.Tensor" and isinstance(args[0], Ref) and _is_whole(args):
+            return args[0]
         known = tuple(self._node(value) for value in args)
         found = access(target, known, self.loop.steps)
         if isinstance(found, str):
             raise NotALoop(found, first)
         if found is not None:
+            if known[0] is not found.source and known[0] not in self.inside:
+                self.found.outside.add(known[0])  # one of its pieces at each step
             return self._given(found)
         fixed = all(_is_fixed(value) for value in (*args, *(value for _, value in kwargs)))
         if fixed and first is not None and first in self.inside and _is_pure(first):
@@ -177,6 +184,7 @@ class _Roller:
         self._check_untouched(nodes)
         args = tuple(self._all([node.args[i] for node in nodes], level) for i in range(len(first.args)))
         kwargs = tuple((key, self._all([node.kwargs.get(key) for node in nodes], level)) for key in first.kwargs)
+        self.found.outside.update(nodes)
         self.outer[nodes] = self._value(first.target, args, kwargs, first)
         return self.outer[nodes]
 
@@ -263,6 +271,12 @@ def _is_fixed(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(_is_fixed(item) for item in value)
     return not isinstance(value, Progression) and (not isinstance(value, Ref) or value.kind == "shared")
+
+
+def _is_whole(args: tuple[Any, ...]) -> bool:
+    """Whether a slice takes everything: ``x[:, t]`` begins with one."""
+    start, stop, step = (*args[2:], *(None, None, 1)[len(args) - 2 :])
+    return start in (0, None) and stop in (None, _END) and step == 1
 
 
 def _is_pure(node: Node) -> bool:
