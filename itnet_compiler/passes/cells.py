@@ -87,7 +87,7 @@ def _fits(core: Core, cell: _Cell) -> bool:
     flat = source.meta["val"].dim() == 3 and axis in (0, 1) and state.dim() == 2
     kept = all(ref == after[0] for ref in core.body.outputs) and all(ref in after for ref in core.body.finals)
     same = source.meta["val"].dtype == state.dtype and state.is_floating_point()
-    return flat and kept and same and all(axis in (0, 1) for axis in core.stacked)
+    return flat and kept and same
 
 
 # ---- cells that are called

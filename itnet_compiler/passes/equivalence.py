@@ -19,12 +19,15 @@ from ..ir.loop import Loop
 from ..ir.steps import Call
 from ..lowering.base import find_lowering
 from ..settings import NEAR_MISSES, debug
+from .effects import is_random, written_arguments
 from .verify import draw, other_sizes, real_sizes, relative_error, widened
 
 __all__ = ["Replacement", "check_replacement"]
 
 # A recurrence carries its rounding errors over the steps.
 TOLERANCE = 1e-10
+# How many operators before a loop a layer may read through.
+_MOST_BETWEEN = 6
 # Factors of the random values: a recurrence may explode, or be chaotic, where they are large.
 _SCALES = (1.0, 0.5, 0.1)
 
@@ -50,6 +53,31 @@ class Replacement:
         own = {*self.old, *self.new}
         found = (source for node in (*self.old, *self.new) for source in node.all_input_nodes)
         return list(dict.fromkeys(source for source in (*found, *self.written) if source not in own))
+
+
+def read_through(old: Sequence[Node], new: Sequence[Node]) -> set[Node]:
+    """Nodes before ``old`` that ``new`` does the work of: those between what the one and the other take.
+
+    Where a loop takes x W and a layer in its place takes x and W, the product belongs to what is compared.
+    """
+    taken = set(Replacement(old, (), ()).inputs())
+    sought = set(Replacement(new, (), ()).inputs()) - taken
+    between: set[Node] = set()
+
+    def reaches(node: Node, depth: int) -> bool:
+        if node in sought:
+            return True
+        if not depth or node.op != "call_function" or is_random(node) or written_arguments(node):
+            return False
+        found = [reaches(source, depth - 1) for source in node.all_input_nodes]
+        if any(found):
+            between.add(node)
+        return any(found)
+
+    if sought:
+        for node in taken:
+            reaches(node, _MOST_BETWEEN)
+    return between
 
 
 def check_replacement(replacement: Replacement) -> Verification:

@@ -15,7 +15,7 @@ from .accesses import Access
 from .batching import Lifted, batched
 from .effects import Effects
 from .emitter import Emitter
-from .equivalence import Replacement
+from .equivalence import Replacement, read_through
 from .fission import Fission, split
 from .loop_uses import Collector, Piece, Uses
 from .recurrent_core import Core, prune
@@ -65,8 +65,9 @@ class Rewrite:
 
     def replacement(self) -> Replacement:
         """What to compare."""
-        before = sorted(self.rolled.outside)
-        old = [*before, *self.loop.nodes, *(collector.node for collector in self.uses.collectors)]
+        loop = [*self.loop.nodes, *(collector.node for collector in self.uses.collectors)]
+        before = {*self.rolled.outside, *read_through([*self.rolled.outside, *loop], self.emit.made)}
+        old = [*sorted(before), *loop]
         made = Replacement(old, self.emit.made, self.results)
         buffers = {node for write, _ in self.writes for node in self.effects.sharing(write.to.source)}
         return Replacement(old, self.emit.made, self.results, tuple(n for n in made.inputs() if n in buffers))
@@ -279,7 +280,8 @@ class Rewrite:
         if at != axis:
             node = self.emit("aten.movedim.int", node, at, axis)
         if not collector.stacks:
-            return self.emit("aten.flatten.using_ints", node, axis, axis + 1)
+            node = self.emit("aten.flatten.using_ints", node, axis, axis + 1)
+            return self.emit("aten.contiguous.default", node) if len(collector.parts) == 1 else node
         if len(collector.parts) > 1 or (whole and node is self.whole[ref][0]):
             return node
         # A tensor of its own, in the order in memory of the stack that it replaces.

@@ -7,6 +7,7 @@ what a node is apart from its operands within the loop and its numbers. What is 
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -80,7 +81,12 @@ def stretches(sequence: Sequence[int]) -> Iterator[Stretch]:
         found += _of_period(values, period)
     longest = {stretch: stretch.stop - stretch.start for stretch in found}
     # A multiple of a period explains as much, save for a remainder: the shorter period comes first.
-    yield from sorted(found, key=lambda s: (-(longest[s] // max(1, len(values) // 50)), s.period, s.start))
+    best = sorted(found, key=lambda s: (-(longest[s] // max(1, len(values) // 50)), s.period, s.start))
+    yield from best
+    # Steps of two equal halves that take different things.
+    for times in (2, 3, 4):
+        wide = (dataclasses.replace(stretch, period=stretch.period * times) for stretch in best)
+        yield from (stretch for stretch in wide if stretch.steps >= LEAST_STEPS and stretch not in longest)
 
 
 def _candidate_periods(values: numpy.ndarray) -> list[int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
 from ..ir.domain import Past
@@ -69,6 +70,8 @@ def _reroll_one(
     if len(nodes) < 8:
         return False
     sequence, effects = tokens(nodes), None
+    if next(stretches(sequence), None) is not None and _skip_whole_slices(nodes):
+        return _reroll_one(graph, journal, verify, name, refused)
     for tried, stretch in enumerate(stretches(sequence)):
         if tried >= _MOST_TRIES:
             break
@@ -86,6 +89,20 @@ def _reroll_one(
         refused.clear()
         return True
     return False
+
+
+def _skip_whole_slices(nodes: list[Node]) -> bool:
+    """Take out slices of everything, with which ``x[:, t]`` begins, but not always; whether there were any."""
+    found = False
+    for node in nodes:
+        if str(node.target) != "aten.slice.Tensor" or any(user.op == "output" for user in node.users):
+            continue
+        source, start, stop, step = node.args[0], *(*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+        if start in (0, None) and stop in (None, torch.iinfo(torch.int64).max) and step == 1 and not node.kwargs:
+            node.replace_all_uses_with(source)  # type: ignore[arg-type]
+            node.graph.erase_node(node)
+            found = True
+    return found
 
 
 def _worth_it(loop: Unrolled, rolled: Rolled) -> None:
@@ -135,6 +152,7 @@ def _rewrite(
             verification = Verification("failed", note=f"{type(error).__name__}: {error}")
         if verification.status == "failed":
             rewrite.emit.undo()
+            debug(NEAR_MISSES, "a loop is rolled back: %s", verification.note)
             journal.add(_entry("rolled back", loop.nodes[0], reason=verification.note, error=verification.error))
             failure = NotALoop(verification.note, loop.nodes[0])
             continue

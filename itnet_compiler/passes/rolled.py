@@ -19,7 +19,6 @@ __all__ = ["Rolled", "Write", "roll"]
 
 # Views of views that an operand made before the loop may be.
 _MOST_LEVELS = 8
-_END = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,6 @@ class _Roller:
 
     def _value(self, target: Any, args: tuple[Any, ...], kwargs: Any, first: Node | None) -> Ref:
         """The value of one operator in the body."""
-        if str(target) == "aten.slice.Tensor" and isinstance(args[0], Ref) and _is_whole(args):
-            return args[0]
         known = tuple(self._node(value) for value in args)
         found = access(target, known, self.loop.steps)
         if isinstance(found, str):
@@ -271,12 +268,6 @@ def _is_fixed(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(_is_fixed(item) for item in value)
     return not isinstance(value, Progression) and (not isinstance(value, Ref) or value.kind == "shared")
-
-
-def _is_whole(args: tuple[Any, ...]) -> bool:
-    """Whether a slice takes everything: ``x[:, t]`` begins with one."""
-    start, stop, step = (*args[2:], *(None, None, 1)[len(args) - 2 :])
-    return start in (0, None) and stop in (None, _END) and step == 1
 
 
 def _is_pure(node: Node) -> bool:

@@ -95,17 +95,24 @@ class Unrolled:
 def align(nodes: Sequence[Node], tokens: Sequence[int], stretch: Stretch) -> Unrolled:
     """The loop in ``nodes[stretch.start : stretch.stop]``. Raises ``NotALoop``."""
     failure: NotALoop | None = None
+    best: Unrolled | None = None
     for phase in _phases(nodes, stretch):
         try:
-            return _Aligner(nodes, tokens, stretch, phase).align()
+            found = _Aligner(nodes, tokens, stretch, phase).align()
         except NotALoop as error:
             failure = failure or error
-    assert failure is not None
-    raise failure
+            continue
+        # Whole steps, and all of them: a loop that is cut elsewhere leaves parts of the first and the last one over.
+        if best is None or len(found.nodes) > len(best.nodes):
+            best = found
+    if best is None:
+        assert failure is not None
+        raise failure
+    return best
 
 
 # Places at which a step may begin, that are tried.
-_MOST_PHASES = 3
+_MOST_PHASES = 2
 
 
 def _phases(nodes: Sequence[Node], stretch: Stretch) -> list[int]:
@@ -130,7 +137,7 @@ def _phases(nodes: Sequence[Node], stretch: Stretch) -> list[int]:
     for phase in range(period):
         width, outside = width + crossing[phase], outside + kept[phase]
         order.append((width, -outside, phase))
-    return [phase for _, _, phase in sorted(order)[:_MOST_PHASES]]
+    return list(dict.fromkeys([*(phase for _, _, phase in sorted(order)[:_MOST_PHASES]), 0]))
 
 
 class _Aligner:
