@@ -61,7 +61,7 @@ def read_through(old: Sequence[Node], new: Sequence[Node]) -> set[Node]:
     Where a loop takes x W and a layer in its place takes x and W, the product belongs to what is compared.
     """
     taken = set(Replacement(old, (), ()).inputs())
-    sought = set(Replacement(new, (), ()).inputs()) - taken
+    sought = set(Replacement(new, (), ()).inputs())
     between: set[Node] = set()
 
     def reaches(node: Node, depth: int) -> bool:
@@ -74,8 +74,8 @@ def read_through(old: Sequence[Node], new: Sequence[Node]) -> set[Node]:
             between.add(node)
         return any(found)
 
-    if sought:
-        for node in taken:
+    if not sought <= taken:
+        for node in taken - sought:
             reaches(node, _MOST_BETWEEN)
     return between
 
