@@ -182,7 +182,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _linear(case: Case) -> None:
-    """Superposition. A bias makes the layer affine: its value at zero counts once on either side."""
+    """Superposition. A bias or an initial state makes it affine: its value at zero counts once on either side."""
     operands, role = _draw(case), _value_role(case.sample)
     one, two = operands[role], torch.randn(operands[role].shape, generator=case.generator(), dtype=torch.float64)
 
@@ -190,7 +190,7 @@ def _linear(case: Case) -> None:
         return _first(_definition(case.sample, operands | {role: value}))
 
     zero = apply(torch.zeros_like(one))
-    assert "bias" in operands or not zero.any(), "a linear layer maps zero to zero"
+    assert {"bias", "initial"} & set(operands) or not zero.any(), "a linear layer maps zero to zero"
     error = relative_error(apply(2 * one - 3 * two), 2 * apply(one) - 3 * apply(two) + 2 * zero)
     assert error <= 1e-12, f"superposition fails by {error:.2e}"
 
@@ -206,6 +206,8 @@ def _position_axes(sample: Sample) -> tuple[int, int]:
     """Axis of positions in the value operand and in the output."""
     if isinstance(sample.spec.domain, Keys):
         return -2, -2
+    if (axis := getattr(sample.spec.kernel, "time_axis", None)) is not None:
+        return axis, axis
     if isinstance(sample.spec.domain, Past):
         axis = 1 if getattr(sample.spec.kernel, "batch_first", False) else 0
         return axis, axis
@@ -372,7 +374,7 @@ def _with_gradients(case: Case, operands: dict[str, Any]) -> tuple[dict[str, Any
 
     def walk(draw: Any, value: Any) -> Any:
         if isinstance(draw, Draw):
-            if draw.kind != "float":
+            if draw.kind in ("bool", "mask"):
                 return value
             leaves.append(value.detach().requires_grad_())
             return leaves[-1]

@@ -4,11 +4,16 @@ The fake implementation of ``aten.lstm.input`` and its kin is a Python loop over
 length to the example's without a word. While ``leaves_installed()`` is active, a traced call of such a function
 records a custom operator instead, whose fake implementation computes shapes only; ``restore_leaf`` then puts the ATen
 operator back, so that no other part of the compiler sees the custom one.
+
+The same goes for known functions of libraries (``passes/known.py``), such as the selective scan of transformers' Mamba:
+recorded as one operator, put back as a call of the function itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +26,8 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx import GraphModule, Node
 from torch.nn.modules import rnn
 from torch.utils import _pytree as pytree
+
+from ..passes.known import KnownCall, KnownFunction, known_functions
 
 __all__ = ["LEAVES", "Leaf", "leaves_installed", "restore_leaf", "restore_leaves"]
 
@@ -90,6 +97,17 @@ for _leaf in LEAVES:
     _leaf.register()
 
 
+def _operator_of(known: KnownFunction) -> OpOverload:
+    """The operator recorded for a known function; its last argument says which function it was."""
+    space = getattr(torch.ops, _NAMESPACE)
+    if not hasattr(space, known.name):
+        arguments, results = known.schema.split(")", 1)
+        _library.define(f"{known.name}{arguments}, str function){results}", tags=(torch.Tag.pt2_compliant_tag,))
+        shapes = known.shapes
+        torch.library.register_fake(f"{_NAMESPACE}::{known.name}", lambda *given: shapes(*given[:-1]), lib=_library)
+    return getattr(space, known.name).default
+
+
 class _Installed(threading.local):
     """How many ``leaves_installed()`` this thread is in."""
 
@@ -137,6 +155,12 @@ def restore_leaf(node: Node) -> bool:
         if node.target is leaf.custom:
             node.target = leaf.operator
             return True
+    for known in known_functions():
+        if node.target is _operator_of(known):
+            *arguments, place = node.args
+            module, name = str(place).split(":")
+            node.target, node.args = KnownCall(known, getattr(sys.modules[module], name)), tuple(arguments)
+            return True
     return False
 
 
@@ -162,6 +186,11 @@ def _replace() -> None:
                 original, kept = getattr(namespace, key), vars(namespace).get(key, _ABSENT)
                 setattr(namespace, key, _stand_in(leaf, original))
             _originals.append((namespace, key, kept))
+    for known in known_functions():
+        for module, name in known.places():
+            original = getattr(module, name)
+            setattr(module, name, _known_stand_in(known, original, f"{module.__name__}:{name}"))
+            _originals.append((module, name, original))
 
 
 def _restore() -> None:
@@ -179,6 +208,21 @@ def _stand_in(leaf: Leaf, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
         if _here.depth and not keywords and leaf.accepts(arguments) and _is_traced(arguments):
             return leaf.custom(*arguments)
+        return original(*arguments, **keywords)
+
+    return call
+
+
+def _known_stand_in(known: KnownFunction, original: Callable[..., Any], place: str) -> Callable[..., Any]:
+    signature, operator = inspect.signature(original), _operator_of(known)
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if _here.depth and _is_traced((*arguments, *keywords.values())):
+            bound = signature.bind(*arguments, **keywords)
+            bound.apply_defaults()
+            recorded = known.arguments(bound.arguments)
+            if recorded is not None:
+                return known.result(operator(*recorded, place), bound.arguments)
         return original(*arguments, **keywords)
 
     return call

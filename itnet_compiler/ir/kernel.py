@@ -134,9 +134,8 @@ class Spec:
 class Draw:
     """How to draw one random operand: shape and kind.
 
-    Kinds are ``float``, ``bool`` with ~70 % True, ``long`` of 0 and 1, and ``mask`` of 0 / −inf.
-
-    Floats are normal, with standard deviation ``deviation``.
+    ``float`` is normal with standard deviation ``deviation``; ``bool`` ~70 % True; ``long`` 0 or 1; ``mask`` 0 or −inf;
+    ``negative`` normal numbers made negative; ``fraction`` between 0 and 1; ``unit`` of length 1 along the last axis.
     """
 
     shape: tuple[int, ...]
@@ -153,11 +152,22 @@ class Draw:
             keep = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
             value = torch.zeros(self.shape, dtype=dtype).masked_fill(~keep, float("-inf"))
         else:
-            value = torch.randn(self.shape, generator=generator, dtype=torch.float64).mul_(self.deviation).to(dtype)
+            value = torch.randn(self.shape, generator=generator, dtype=torch.float64).mul_(self.deviation)
+            value = self.shaped(value).to(dtype)
         if strided and value.dim():
             wide = value.new_zeros((*self.shape[:-1], 2 * self.shape[-1]))
             wide[..., ::2] = value
             value = wide[..., ::2]
+        return value
+
+    def shaped(self, value: Tensor) -> Tensor:
+        """Normal numbers brought where this kind has its values."""
+        if self.kind == "negative":
+            return -value.abs()
+        if self.kind == "fraction":
+            return torch.sigmoid(value)
+        if self.kind == "unit":
+            return torch.nn.functional.normalize(value, dim=-1)
         return value
 
 

@@ -11,7 +11,7 @@ from ..errors import LoweringError
 from ..ir.kernel import Spec
 from ..registry import scan
 
-__all__ = ["Lowered", "Lowering", "Support", "find_lowering", "lowerings"]
+__all__ = ["Lowered", "Lowering", "Support", "default_lowering", "find_lowering", "lowerings"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class Lowering:
     Class attributes:
         name: As users say it: ``library``, ``reference`` …
         exact: Whether it computes the definition up to rounding.
+        rank: Place among the exact lowerings from which a node's default is taken, 0 first; None: never a default.
     """
 
     name: str = ""
     exact: bool = True
+    rank: int | None = None
 
     def supports(self, spec: Spec) -> Support:
         """Whether the node can be run, with every reason why not."""
@@ -82,6 +84,22 @@ def lowerings() -> dict[str, Lowering]:
             if isinstance(value, type) and issubclass(value, Lowering) and value.name:
                 found[value.name] = value()
     return found
+
+
+def default_lowering(spec: Spec) -> Lowering:
+    """What runs a node unless a plan says otherwise: the exact lowering of lowest rank that supports it.
+
+    Raises:
+        LoweringError: where none does, with the reasons of each.
+    """
+    ranked = [lowering for lowering in lowerings().values() if lowering.exact and lowering.rank is not None]
+    reasons: list[str] = []
+    for lowering in sorted(ranked, key=lambda lowering: lowering.rank or 0):
+        support = lowering.supports(spec)
+        if support.ok:
+            return lowering
+        reasons += support.reasons
+    raise LoweringError("; ".join(reasons))
 
 
 def find_lowering(name: str) -> Lowering:

@@ -1,4 +1,4 @@
-"""Plans: which lowering runs each integral. Exact library kernels unless a rule says otherwise."""
+"""Plans: which lowering runs each integral. Each node's default unless a rule says otherwise."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from ..errors import LoweringError
 from ..ir.integral import Integral, Plan
-from .base import find_lowering
+from .base import default_lowering, find_lowering
 
 __all__ = ["PlanRule", "apply_plan"]
-
-DEFAULT = "library"
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ def apply_plan(integrals: Iterable[Integral], rules: Sequence[PlanRule]) -> None
     """
     planned = []
     for integral in integrals:
-        chosen = DEFAULT
+        chosen = default_lowering(integral.spec).name
         for rule in rules:
             if fnmatch.fnmatchcase(integral.name, rule.pattern):
                 chosen = rule.lowering

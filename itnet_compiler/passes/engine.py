@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from ..ir.integral import Integral, Plan, Verification
 from ..ir.naming import module_path, source_line
-from ..lowering.base import Lowered, find_lowering
+from ..lowering.base import Lowered, default_lowering
 from ..registry import scan
 from ..settings import NEAR_MISSES, debug
 from .effects import Effects, is_random, written_arguments
@@ -94,7 +94,7 @@ def _prepare(
     if problem is not None:
         return None, verification, problem
     try:
-        lowered = find_lowering("library").build(proposal.spec)
+        lowered = default_lowering(proposal.spec).build(proposal.spec)
         if verifier is not None:
             verification = verifier.check(proposal, lowered)
     except Exception as error:
@@ -173,7 +173,7 @@ def _replace(
     integral = Integral(
         proposal.spec,
         lowered,
-        Plan("library"),
+        Plan(default_lowering(proposal.spec).name),
         name=_unique(names, path or proposal.spec.origin),
         module_path=path,
         source_line=source_line(anchor),

@@ -17,7 +17,7 @@ from ..ir.integral import Integral, Verification
 from ..ir.kernel import Kernel, Spec
 from ..ir.loop import Loop
 from ..ir.steps import Call
-from ..lowering.base import find_lowering
+from ..lowering.base import default_lowering
 from ..settings import NEAR_MISSES, debug
 from .effects import is_random, written_arguments
 from .verify import draw, other_sizes, real_sizes, relative_error, widened
@@ -187,7 +187,7 @@ def _run(
 
 def _integral(integral: Integral, operands: dict[str, Any], definitions: list[float] | None) -> Any:
     spec = widened_spec(integral.spec)
-    lowered = integral.executable if spec is integral.spec else find_lowering("library").build(spec)
+    lowered = integral.executable if spec is integral.spec else default_lowering(spec).build(spec)
     state = torch.random.get_rng_state()
     value = lowered.function(**operands)
     if definitions is not None:

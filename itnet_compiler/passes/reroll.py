@@ -22,8 +22,9 @@ from ..ir.integral import Integral, Plan, Verification
 from ..ir.kernel import Spec
 from ..ir.mode import mode_of
 from ..ir.naming import module_path, source_line
-from ..lowering.base import find_lowering
+from ..lowering.base import default_lowering
 from ..settings import NEAR_MISSES, debug
+from .affine import as_scans
 from .cells import as_layer
 from .effects import Effects
 from .emitter import Emitter, drop_dead
@@ -173,7 +174,7 @@ Way = Callable[[Core, Emitter, Maker], "list[Node] | None"]
 
 def _ways() -> tuple[Way, ...]:
     """Ways to run a core, the best first."""
-    return (as_layer, _as_loop)
+    return (as_layer, as_scans, _as_loop)
 
 
 def _as_loop(core: Core, emit: Emitter, integral: Maker) -> list[Node]:
@@ -201,8 +202,8 @@ def _named(way: Way, made: list[Integral], anchor: Node, name: Callable[[str], s
             path = module_path(anchor)
             found = Integral(
                 spec,
-                find_lowering("library").build(spec),
-                Plan("library"),
+                default_lowering(spec).build(spec),
+                Plan(default_lowering(spec).name),
                 name=name(path or spec.origin),
                 module_path=path,
                 source_line=source_line(anchor),

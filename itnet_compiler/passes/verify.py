@@ -11,7 +11,6 @@ Results are kept by (spec, region, shapes), so that equal layers are checked onc
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,11 +18,13 @@ import sympy
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.overrides import TorchFunctionMode
 
 from ..ir.integral import Verification
 from ..ir.kernel import Draw, Spec
-from ..lowering.base import Lowered, find_lowering
+from ..lowering.base import Lowered, default_lowering
 from ..settings import NEAR_MISSES, debug
+from .known import KnownCall
 from .match import Proposal, op_name
 
 __all__ = ["TOLERANCE", "Verifier", "draw", "hint", "other_sizes", "real_sizes", "relative_error", "widened"]
@@ -96,13 +97,13 @@ def relative_error(value: Any, expected: Any) -> float:
 
 
 def definition_error(spec: Spec) -> float:
-    """Library lowering against the dense definition at the spec's miniature sizes, worst of outputs."""
+    """Exact lowering against the dense definition at the spec's miniature sizes, worst of outputs."""
     sample = spec.miniature()
     key = (sample.spec, repr(sample.draws))
     if key not in _definition_errors:
         operands = sample.operands(torch.float64, torch.Generator().manual_seed(0))
         with torch.no_grad():
-            value = find_lowering("library").build(sample.spec).function(**operands)
+            value = default_lowering(sample.spec).build(sample.spec).function(**operands)
             expected = sample.spec.evaluate(**operands)
         _definition_errors[key] = relative_error(value, expected)
     return _definition_errors[key]
@@ -235,15 +236,21 @@ def _compare_region(proposal: Proposal, lowered: Lowered, candidates: Iterable[B
 
 def _draw_inputs(proposal: Proposal, bindings: Bindings) -> dict[Node, Any] | None:
     generator = torch.Generator().manual_seed(0)
-    kinds = {role: draw.kind for role, draw in proposal.spec.miniature().draws.items() if isinstance(draw, Draw)}
-    masks = [value for role, value in proposal.operands.items() if kinds.get(role) == "mask"]
+    draws = {role: draw for role, draw in proposal.spec.miniature().draws.items() if isinstance(draw, Draw)}
+    wanted = {
+        value: draws[role] for role, value in proposal.operands.items() if role in draws and isinstance(value, Node)
+    }
     drawn: dict[Node, Any] = {}
     for node in _inputs(proposal):
         value = draw(node.meta.get("val"), bindings, generator)
         if value is None:
             return None
         # Where any number but 0 masks, random numbers would leave nothing to compare.
-        drawn[node] = torch.where(value < 1.0, 0.0, -torch.inf).to(value) if node in masks else value
+        if node in wanted and wanted[node].kind == "mask":
+            value = torch.where(value < 1.0, 0.0, -torch.inf).to(value)
+        elif node in wanted and isinstance(value, Tensor) and value.is_floating_point():
+            value = wanted[node].shaped(value)
+        drawn[node] = value
     return drawn
 
 
@@ -297,6 +304,25 @@ def widened(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
+class _Wide(TorchFunctionMode):
+    """Runs a function with its casts to narrower floating dtypes made casts to float64."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's result."""
+        with self:
+            return self._function(*args)
+
+    def __torch_function__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (Tensor.float, Tensor.half, Tensor.bfloat16) and args[0].is_floating_point():
+            return args[0].double()
+        args = tuple(widened(value) for value in args)
+        return function(*args, **{name: widened(value) for name, value in (kwargs or {}).items()})
+
+
 def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings) -> Any:
     """Execute the matched nodes; casts to a floating dtype that are baked in the source go to float64."""
 
@@ -310,7 +336,7 @@ def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings)
             kwargs = torch.fx.node.map_arg(node.kwargs, look_up)
             args = tuple(widened(value) for value in args)
             kwargs = {name: widened(value) for name, value in kwargs.items()}
-            function = node.target if node.target is not operator.getitem else operator.getitem
+            function = _Wide(node.target) if isinstance(node.target, KnownCall) else node.target
             values[node] = function(*args, **kwargs)  # type: ignore[operator]
     results = [values[node] for node in proposal.outputs]
     return results[0] if len(results) == 1 else tuple(results)

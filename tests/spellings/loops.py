@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 __all__ = ["LOOPS", "NEAR_MISSES", "Loop"]
 
-B, I, H = 3, 5, 4
+B, I, H = 3, 5, 4  # noqa: E741
 
 
 @dataclass(frozen=True)
@@ -476,3 +476,206 @@ class OtherAxis(_Gated):
             h = torch.erf(self.x(piece[:, :I, 0]) - self.x(piece[:, I:, 0]) ** 2 + self.h(h))
             outs.append(h[..., None])
         return torch.cat(outs, -1)
+
+
+# ── linear recurrences
+
+
+@_loop("linear recurrence")
+class MovingAverage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x):
+        y, outs = x[:, 0], []
+        for t in range(x.shape[1]):
+            y = self.alpha * x[:, t] + (1 - self.alpha) * y
+            outs.append(y)
+        return torch.stack(outs, 1)
+
+
+@_loop("linear recurrence")
+class ConstantDecay(nn.Module):
+    """A number for a decay, time first, written into a buffer."""
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        out, h = torch.zeros_like(x), torch.zeros_like(x[0])
+        for t in range(x.shape[0]):
+            h = 0.9 * h + x[t]
+            out[t] = h
+        return out
+
+
+@_loop("linear recurrence")
+class RunningSum(nn.Module):
+    def forward(self, x):
+        total, outs = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            total = total + x[:, t]
+            outs.append(total / (t + 1))
+        return torch.stack(outs, 1)
+
+
+@_loop("linear recurrence")
+class MinGru(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.z, self.n = nn.Linear(I, H), nn.Linear(I, H)
+
+    def forward(self, x):
+        h, outs = x.new_zeros(x.shape[0], H), []
+        for t in range(x.shape[1]):
+            z = torch.sigmoid(self.z(x[:, t]))
+            h = (1 - z) * h + z * self.n(x[:, t])
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_loop("linear recurrence")
+class Lerped(MinGru):
+    def forward(self, x):
+        h, outs = x.new_zeros(x.shape[0], H), []
+        for t in reversed(range(x.shape[1])):
+            h = torch.lerp(h, self.n(x[:, t]), torch.sigmoid(self.z(x[:, t])))
+            outs.append(h)
+        return torch.stack(outs[::-1], 1), h
+
+
+@_loop("linear recurrence")
+class Masked(MinGru):
+    """Steps that are masked out leave the state as it is."""
+
+    def forward(self, x):
+        keep = x[..., 0] > 0
+        h, outs = x.new_zeros(x.shape[0], H), []
+        for t in range(x.shape[1]):
+            h = torch.where(keep[:, t, None], 0.5 * h + self.n(x[:, t]), h)
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_loop("linear recurrence", "linear recurrence")
+class Cascade(nn.Module):
+    """One average of another, and what it was one step before."""
+
+    def forward(self, x):
+        a = b = torch.zeros_like(x[:, 0])
+        outs = []
+        for t in range(x.shape[1]):
+            before = a
+            a = 0.5 * a + x[:, t]
+            b = 0.25 * b + a - before
+            outs.append(torch.relu(b))
+        return torch.stack(outs, 1)
+
+
+@_loop("linear recurrence")
+class RgLru(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.rate = nn.Linear(I, 2 * I), nn.Parameter(torch.randn(I))
+
+    def forward(self, x):
+        r, i = torch.sigmoid(self.gate(x)).chunk(2, -1)
+        a = torch.exp(-8.0 * F.softplus(self.rate) * r)
+        given = torch.sqrt(1 - a**2) * (i * x)
+        h, out = torch.zeros(x.shape[0], I, dtype=x.dtype), torch.zeros_like(x)
+        for t in range(x.shape[1]):
+            h = a[:, t] * h + given[:, t]
+            out[:, t] = h
+        return out
+
+
+@_loop("linear recurrence")
+class SelectiveScan(nn.Module):
+    """Mamba's, as its reference writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(I, H))
+        self.project, self.D = nn.Linear(I, I + 2 * H), nn.Parameter(torch.randn(I))
+
+    def forward(self, x):
+        delta, b, c = self.project(x).split([I, H, H], -1)
+        delta, a = F.softplus(delta), -torch.exp(self.A)
+        decay = torch.exp(torch.einsum("btd,dn->btdn", delta, a))
+        given = torch.einsum("btd,btn,btd->btdn", delta, b, x)
+        state, ys = x.new_zeros(x.shape[0], I, H), []
+        for t in range(x.shape[1]):
+            state = decay[:, t] * state + given[:, t]
+            ys.append(torch.einsum("bdn,bn->bd", state, c[:, t]))
+        return torch.stack(ys, 1) + x * self.D
+
+
+class _Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(I, H), nn.Linear(I, H), nn.Linear(I, 6)
+
+
+@_loop("linear recurrence")
+class LinearAttention(_Heads):
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        state, outs = x.new_zeros(x.shape[0], H, 6), []
+        for t in range(x.shape[1]):
+            state = state + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
+            outs.append((q[:, t].unsqueeze(-2) @ state).squeeze(-2))
+        return torch.stack(outs, 1)
+
+
+@_loop("linear recurrence", "linear recurrence")
+class LinearAttentionNormalised(_Heads):
+    def forward(self, x):
+        q, k, v = F.elu(self.q(x)) + 1, F.elu(self.k(x)) + 1, self.v(x)
+        state, total, outs = x.new_zeros(x.shape[0], H, 6), x.new_zeros(x.shape[0], H), []
+        for t in range(x.shape[1]):
+            state = state + torch.einsum("bk,bv->bkv", k[:, t], v[:, t])
+            total = total + k[:, t]
+            y = torch.einsum("bk,bkv->bv", q[:, t], state)
+            outs.append(y / (q[:, t] * total).sum(-1, keepdim=True))
+        return torch.stack(outs, 1)
+
+
+@_loop("linear recurrence")
+class Retention(_Heads):
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        state, outs = x.new_zeros(x.shape[0], H, 6), []
+        for t in range(x.shape[1]):
+            state = 0.9 * state + k[:, t, :, None] * v[:, t, None, :]
+            outs.append((state * q[:, t, :, None]).sum(1))
+        return torch.stack(outs, 1)
+
+
+# ── no state at all
+
+
+@_loop()
+class EachAlone(nn.Module):
+    """The steps have nothing to do with one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(I, H)
+
+    def forward(self, x):
+        return torch.stack([torch.relu(self.w(x[:, t])) for t in range(x.shape[1])], 1)
+
+
+@_loop()
+class Shifted(nn.Module):
+    """Each step looks at the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(2 * I, H)
+
+    def forward(self, x):
+        before, outs = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            outs.append(torch.tanh(self.w(torch.cat([before, x[:, t]], -1))))
+            before = x[:, t]
+        return torch.stack(outs, 1)

@@ -18,6 +18,7 @@ class Library(Lowering):
     """Runs the exact library operator; the default, since the same kernels give the same bits."""
 
     name = "library"
+    rank = 0
 
     def supports(self, spec: Spec) -> Support:
         if type(spec.kernel) in _by_kernel():

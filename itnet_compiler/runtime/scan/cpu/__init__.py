@@ -1,0 +1,123 @@
+"""The scans on the CPU, compiled by numba. Operands as in ``eager``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import linear, matrix, selective
+from .compile import run
+from .lanes import LANES
+
+__all__ = ["linear_scan", "matrix_scan", "matrix_scan_backward", "selective_scan", "selective_scan_backward"]
+
+# Sums over channels are made in at most so many parts, whatever the number of threads, to have one order.
+_PARTS = 16
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
+    """As ``eager.linear_scan``."""
+    width = input.shape[1]
+    state = input.new_zeros(width) if initial is None else initial.clone()
+    states = torch.empty_like(input)
+    if states.numel():
+        blocks = -(-width // linear.COLUMNS)
+        run(linear.scan, blocks, *_arrays(decay.resolve_conj(), input.resolve_conj(), state, states), reverse)
+    return states, state
+
+
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As ``eager.selective_scan``."""
+    state = u.new_zeros((u.shape[0], *A.shape)) if initial is None else initial.contiguous().clone()
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    blocks = u.shape[0] * -(-u.shape[1] // LANES)
+    if y.numel():
+        run(selective.forward, blocks, *_arrays(u, delta, A.contiguous(), *_by_time(B, C), state, y))
+    return y, state
+
+
+def _by_time(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    return B.transpose(1, 2).contiguous(), C.transpose(1, 2).contiguous()
+
+
+def selective_scan_backward(
+    grad: Tensor,
+    grad_last: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor,
+) -> tuple[Tensor, ...]:
+    """As ``eager.selective_scan_backward``."""
+    batch, channels, time = u.shape
+    parts = max(1, min(_PARTS, -(-channels // LANES)))
+    dstate = grad_last.contiguous().clone()
+    du, ddelta = (torch.empty_like(one, memory_format=torch.contiguous_format) for one in (u, delta))
+    dA = u.new_zeros((batch, *A.shape))
+    dB, dC = (u.new_zeros((batch, parts, time, A.shape[1])) for _ in range(2))
+    operands = (grad, u, delta, A.contiguous(), *_by_time(B, C), initial.contiguous())
+    if u.numel():
+        run(selective.backward, batch * parts, *_arrays(*operands, dstate, du, ddelta, dA, dB, dC), parts)
+    return du, ddelta, dA.sum(0), dB.sum(1).transpose(1, 2).contiguous(), dC.sum(1).transpose(1, 2).contiguous(), dstate
+
+
+def matrix_scan(
+    query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor | None, initial: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As ``eager.matrix_scan``."""
+    rows, _, keys = query.shape
+    width = value.shape[2]
+    state = query.new_zeros((rows, keys, width)) if initial is None else initial.clone()
+    y = torch.zeros_like(value)
+    if value.numel():
+        blocks = rows * -(-width // LANES)
+        run(matrix.forward, blocks, *_arrays(query, key, value, *_optional(query, beta, decay), state, y))
+    return y, state
+
+
+def _optional(like: Tensor, beta: Tensor | None, decay: Tensor | None) -> tuple[Tensor, Tensor]:
+    """An operand that is not there as one without entries."""
+    none = like.new_empty((like.shape[0], like.shape[1], 0))
+    return none if beta is None else beta, none if decay is None else decay
+
+
+def matrix_scan_backward(
+    grad: Tensor,
+    grad_last: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    beta: Tensor | None,
+    decay: Tensor | None,
+    initial: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """As ``eager.matrix_scan_backward``."""
+    rows, time, keys = query.shape
+    width = value.shape[2]
+    blocks = -(-width // LANES)
+    start = torch.zeros_like(grad_last) if initial is None else initial
+    dstate, dv = grad_last.clone(), torch.zeros_like(value)
+    dq, dk = (query.new_zeros((rows, blocks, time, keys)) for _ in range(2))
+    given = _optional(query, beta, decay)
+    dbeta, ddecay = (query.new_zeros((rows, blocks, time, one.shape[2])) for one in given)
+    operands = (grad, query, key, value, *given, start, dstate, dq, dk, dv, dbeta, ddecay)
+    if value.numel():
+        run(matrix.backward, rows * blocks, *_arrays(*operands))
+    return (
+        dq.sum(1),
+        dk.sum(1),
+        dv,
+        None if beta is None else dbeta.sum(1),
+        None if decay is None else ddecay.sum(1),
+        None if initial is None else dstate,
+    )

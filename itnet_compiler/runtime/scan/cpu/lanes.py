@@ -1,0 +1,199 @@
+"""Vectors of lanes for compiled loops: values that live in vector registers, with arithmetic and exp.
+
+Loops over a short row of an array are vectorised by LLVM only behind checks that arrays do not overlap, which cost as
+much as the loop. ``load(rows, i)`` makes a vector of the ``LANES`` entries of row i instead; ``store`` puts one back.
+
+exp(x) = 2ⁿ · exp(r) with n = round(x / ln 2) and |r| ≤ ln 2 / 2; exp(r) is a polynomial of full accuracy, 2ⁿ is put
+together from bits in two halves, so that results under- and overflow as they should. Worst error, measured: 1 unit in
+the last place in float32 and float64. −∞ gives 0, ∞ gives ∞, NaN gives NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import extending, types
+from numba.core.datamodel import models
+from numba.core.extending import overload, register_model
+
+__all__ = ["LANES", "exp", "fill", "load", "store", "total"]
+
+LANES = 16
+
+# What it makes of a function has no more to do with its annotations.
+intrinsic: Any = extending.intrinsic
+
+
+class Lanes(types.Type):
+    """A vector of ``LANES`` float32 or float64 numbers."""
+
+    def __init__(self, dtype: Any) -> None:
+        super().__init__(name=f"Lanes({dtype})")
+        self.dtype = dtype
+
+
+@register_model(Lanes)
+class LanesModel(models.PrimitiveModel):
+    """Held as an LLVM vector."""
+
+    def __init__(self, manager: Any, kind: Lanes) -> None:
+        super().__init__(manager, kind, _vector(kind.dtype))
+
+
+def _vector(dtype: Any) -> Any:
+    return ir.VectorType(ir.DoubleType() if dtype == types.float64 else ir.FloatType(), LANES)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any) -> Any:
+    """Address of the first entry of a row of a C-contiguous array [rows, LANES]."""
+    data = context.make_array(kind)(context, builder, array).data
+    place = builder.mul(row, ir.Constant(row.type, LANES))
+    return builder.bitcast(builder.gep(data, [place]), _vector(kind.dtype).as_pointer())
+
+
+@intrinsic
+def load(typing: Any, rows: Any, row: Any) -> Any:
+    """Row ``row`` of ``rows`` [·, LANES]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        address = _pointer(context, builder, rows, arguments[0], place)
+        return builder.load(address, align=rows.dtype.bitwidth // 8)
+
+    return Lanes(rows.dtype)(rows, row), generate
+
+
+@intrinsic
+def store(typing: Any, rows: Any, row: Any, value: Any) -> Any:
+    """Set row ``row`` of ``rows`` [·, LANES]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        address = _pointer(context, builder, rows, arguments[0], place)
+        builder.store(arguments[2], address, align=rows.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(rows, row, value), generate
+
+
+@intrinsic
+def fill(typing: Any, scalar: Any) -> Any:
+    """A vector with one number in all lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _filled(builder, arguments[0])
+
+    return Lanes(scalar)(scalar), generate
+
+
+def _filled(builder: Any, scalar: Any) -> Any:
+    vector = ir.VectorType(scalar.type, LANES)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
+
+
+@intrinsic
+def total(typing: Any, lanes: Any) -> Any:
+    """The sum over the lanes, by halves: one order on every machine."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (value,), width = arguments, LANES
+        while width > 1:
+            width //= 2
+            low, high = (
+                builder.shuffle_vector(value, value, _numbers(range(start, start + width))) for start in (0, width)
+            )
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return lanes.dtype(lanes), generate
+
+
+def _numbers(places: range) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(places))
+
+
+_FLAGS = ("contract",)  # a·b + c may be one instruction; nothing else is reordered
+
+
+def _arithmetic(symbol: Callable[..., Any], instruction: str) -> None:
+    """Let ``symbol`` work on two vectors."""
+
+    @intrinsic
+    def combine(typing: Any, a: Any, b: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(builder, instruction)(*arguments, flags=_FLAGS)
+
+        return a(a, b), generate
+
+    @overload(symbol, inline="always")
+    def choose(a, b):  # type: ignore[no-untyped-def]
+        if isinstance(a, Lanes) and a == b:
+            return lambda a, b: combine(a, b)
+        return None
+
+
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
+
+
+# Coefficients of r², r³, … for float32: Cephes' expf (Moshier, 1992). For float64 those of the Taylor series, whose
+# remainder after r¹³ is below 2⁻⁵⁷ on |r| ≤ ln 2 / 2.
+_SINGLE = (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
+_DOUBLE = tuple(1.0 / math.factorial(power) for power in range(2, 14))
+
+# Bits of the dtype → mantissa bits, exponent bias, ln 2 in two parts, range of arguments of interest, coefficients.
+_FORMATS: dict[int, tuple[int, int, tuple[float, float], tuple[float, float], tuple[float, ...]]] = {
+    32: (23, 127, (0.693359375, -2.12194440e-4), (-104.0, 89.0), _SINGLE),
+    64: (52, 1023, (6.93147180369123816490e-01, 1.90821492927058770002e-10), (-746.0, 710.0), _DOUBLE),
+}
+
+
+@intrinsic
+def exp(typing: Any, x: Any) -> Any:
+    """exp of every lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _exp(builder, arguments[0], x.dtype.bitwidth)
+
+    return x(x), generate
+
+
+def _exp(builder: Any, x: Any, bits: int) -> Any:
+    mantissa, bias, (high, low), (least, most), coefficients = _FORMATS[bits]
+    real, integer = x.type, ir.VectorType(ir.IntType(bits), LANES)
+
+    def number(value: float) -> Any:
+        return ir.Constant(real, [value] * LANES)
+
+    def whole(value: int) -> Any:
+        return ir.Constant(integer, [value] * LANES)
+
+    def multiply_add(a: Any, b: Any, c: Any) -> Any:
+        return builder.fadd(builder.fmul(a, b, flags=_FLAGS), c, flags=_FLAGS)
+
+    # Comparisons with NaN are false, so that NaN stays.
+    x = builder.select(builder.fcmp_ordered("<", x, number(least)), number(least), x)
+    x = builder.select(builder.fcmp_ordered(">", x, number(most)), number(most), x)
+    # Adding 1.5·2^mantissa rounds to a whole number and leaves it in the low bits.
+    shift = number(1.5 * 2.0**mantissa)
+    shifted = multiply_add(x, number(1.0 / math.log(2.0)), shift)
+    power = builder.sub(builder.bitcast(shifted, integer), builder.bitcast(shift, integer))
+    rounded = builder.fsub(shifted, shift)
+    rest = multiply_add(rounded, number(-high), x)
+    rest = multiply_add(rounded, number(-low), rest)
+    tail = number(coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        tail = multiply_add(tail, rest, number(coefficient))
+    value = builder.fadd(multiply_add(tail, builder.fmul(rest, rest), rest), number(1.0))
+    half = builder.ashr(power, whole(1))
+    for exponent in (half, builder.sub(power, half)):
+        scale = builder.bitcast(builder.shl(builder.add(exponent, whole(bias)), whole(mantissa)), real)
+        value = builder.fmul(value, scale)
+    return value
