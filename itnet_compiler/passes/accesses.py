@@ -92,8 +92,8 @@ def access(target: Any, args: tuple[Any, ...], steps: int) -> Access | str | Non
     if name == "aten.select.int":
         return _select(source, rest[0], rest[1], steps)
     if name == "aten.slice.Tensor":
-        axis, start, stop, step = (*rest, *(0, None, None, 1)[len(rest) :])
-        return _slice(source, axis, start, stop, step, steps)
+        filled: list[Any] = [*rest, *(0, None, None, 1)[len(rest) :]]
+        return _slice(source, filled[0], filled[1], filled[2], filled[3], steps)
     if name == "aten.narrow.default" and isinstance(rest[1], Progression) and isinstance(rest[2], int):
         return _checked(source, rest[0], rest[1], rest[2], steps)
     if name == "getitem":
@@ -125,8 +125,8 @@ def _piece(pieces: Node, index: Any, steps: int) -> Access | str:
     if not isinstance(index, Progression) or not pieces.args or not isinstance(pieces.args[0], Node):
         return "one of several results, another at each step"
     source, name = pieces.args[0], op_name(pieces)
-    given = dict(enumerate(pieces.args)) | pieces.kwargs
-    axis = given.get("dim", given.get(1 if name.startswith("aten.unbind") else 2, 0))
+    given: dict[Any, Any] = dict(enumerate(pieces.args)) | pieces.kwargs
+    axis: int = given.get("dim", given.get(1 if name.startswith("aten.unbind") else 2, 0))
     if name == "aten.unbind.int":
         return _checked(source, axis, index, None, steps)
     parts = pieces.meta.get("val")

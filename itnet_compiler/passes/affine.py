@@ -21,6 +21,7 @@ from ..ir.steps import Call, Ref, refs_of
 from .batching import Lifted, batched
 from .emitter import Emitter
 from .recurrent_core import Core
+from .unrolled import key_of
 
 __all__ = ["as_scans"]
 
@@ -86,14 +87,9 @@ class _Scans:
                 raise _NotAffine
             self._scan(ready)
             waiting.remove(ready)
-        made = [self._placed(ref, axis) for ref, axis in zip(self.core.body.outputs, self.core.stacked, strict=True)]
+        self.core.stacked = [0] * len(self.core.stacked)
+        made = [self._all(ref) for ref in self.core.body.outputs]
         return made + [self._final(ref) for ref in self.core.body.finals]
-
-    def _placed(self, ref: Ref, axis: int) -> Node:
-        node = self._all(ref)
-        if axis:
-            node = self.emit("aten.movedim.int", node, 0, axis)
-        return self.emit("aten.contiguous.default", node)
 
     def _final(self, ref: Ref) -> Node:
         for index, after in enumerate(self.core.body.carried):
@@ -130,12 +126,14 @@ class _Scans:
         if form.a is None or form.b is None:
             raise _NotAffine
         initial = core.initial[index]
-        row = self.emit("aten.unsqueeze.default", initial, 0)
         given, decay = form.b.node, form.a.node
         if not form.b.timed:
             raise _NotAffine
         rank = core.types[Ref("carry", index)].dim()
-        given = self.emit("getitem", self.emit("aten.broadcast_tensors.default", [self._lifted(given, rank), row]), 0)
+        given = self._lifted(given, rank)
+        if key_of(given.meta["val"])[2][1:] != key_of(core.types[Ref("carry", index)])[2]:
+            row = self.emit("aten.unsqueeze.default", initial, 0)
+            given = self.emit("getitem", self.emit("aten.broadcast_tensors.default", [given, row]), 0)
         if not isinstance(decay, Node):
             decay = self.emit("aten.new_full.default", given, [1] * rank, decay)
         elif form.a.timed:
@@ -267,7 +265,7 @@ class _Scans:
         rank = max(mask.rank, x.rank, y.rank)
         args = [self._lifted(v.node, rank) if v.timed else v.node for v in (mask, x, y)]
         args = [float(v) if isinstance(v, int) else v for v in args]
-        kinds = tuple(isinstance(v, Node) for v in args[1:])
+        kinds = isinstance(args[1], Node), isinstance(args[2], Node)
         overload = {(True, True): "self", (True, False): "ScalarOther", (False, True): "ScalarSelf"}.get(
             kinds, "Scalar"
         )

@@ -203,7 +203,8 @@ def _resized(step: _Step) -> Call | None:
 
 
 def _flattened(step: _Step) -> Call | None:
-    value, start, end = (*step.call.args, *(0, -1)[len(step.call.args) - 1 :])
+    value, *axes = step.call.args
+    start, end = axes[0] if axes else 0, axes[1] if len(axes) > 1 else -1
     return step.with_args(value, _shift(start), _shift(end)) if step.rank(value) else None
 
 

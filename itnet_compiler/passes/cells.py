@@ -61,10 +61,9 @@ def as_layer(core: Core, emit: Emitter, integral: Callable[..., Node]) -> list[N
     state = [core.types[Ref("carry", index)] for index in cell.states]
     values = (emit.run(_sequence, source.meta["val"], state[0]), *(emit.run(_alone, value) for value in state))
     sequence, *last = emit.pieces(integral(spec, operands, values))
-    made = []
-    for target in core.stacked:
-        node = emit("aten.movedim.int", sequence, axis, target) if axis != target else sequence
-        made.append(emit("aten.contiguous.default", node))
+    # Its order in memory is that of the library.
+    made = [emit("aten.contiguous.default", sequence) for _ in core.stacked]
+    core.stacked = [axis] * len(made)
     after = [core.body.carried[index] for index in cell.states]
     return made + [emit("aten.squeeze.dim", last[after.index(ref)], 0) for ref in core.body.finals]
 

@@ -93,7 +93,8 @@ class Reader:
             return ("", ()) if call.kwargs else (call.name, call.args)
         if isinstance(value, _Timed) and value.node.op == "call_function" and not value.node.kwargs:
             name = "getitem" if value.node.target is operator.getitem else operator_name(value.node)
-            first, *rest = value.node.args
+            first, *others = value.node.args
+            rest: list[Any] = list(others)
             if name == "add":
                 rest = [_Timed(item, value.axis) if _is_computed(item) else item for item in rest]
             return name, (_Timed(first, value.axis) if isinstance(first, Node) else first, *rest)

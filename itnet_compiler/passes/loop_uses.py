@@ -61,8 +61,8 @@ class Uses:
         return pieces | {place for step, place in self.single.values() if step >= 0}
 
     def last(self) -> set[int]:
-        """Places of which only the last step is needed."""
-        return {place for step, place in self.single.values() if step < 0} - self.places()
+        """Places of which the last step is needed alone."""
+        return {place for step, place in self.single.values() if step < 0}
 
 
 _COLLECTORS = ("aten.stack.default", "aten.cat.default", "aten.concat.default")

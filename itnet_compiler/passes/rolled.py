@@ -214,7 +214,7 @@ class _Roller:
         """Places that write to a buffer outside. Raises where the loop does anything else than compute."""
         loop, writes = self.loop, set()
         for place in range(len(loop.args)):
-            nodes = [row[place] for row in loop.rows if row[place] is not None]
+            nodes = [node for row in loop.rows if (node := row[place]) is not None]
             target = loop.target(place)
             if not isinstance(target, torch._ops.OpOverload) or not written_arguments(nodes[0]):
                 continue
@@ -234,7 +234,7 @@ class _Roller:
         """The buffer must not be touched by anything else in the loop."""
         if node.users:
             raise NotALoop("the result of a write is used", node)
-        buffer = self.effects.sharing(node.args[0])
+        buffer = self.effects.sharing(node.all_input_nodes[0])
         for other in buffer & self.inside:
             if other.target != node.target and operator_name(other) not in VIEWS:
                 raise NotALoop(f"{other.name} touches the buffer that is written", other)

@@ -89,7 +89,7 @@ class Unrolled:
 
     def target(self, place: int) -> Any:
         """The operator at a place."""
-        return self.rows[0][place].target  # type: ignore[union-attr]
+        return self.rows[0][place].target
 
 
 def align(nodes: Sequence[Node], tokens: Sequence[int], stretch: Stretch) -> Unrolled:
@@ -167,15 +167,17 @@ class _Aligner:
                 break
         if self.last - self.first + 1 < LEAST_STEPS:
             raise NotALoop(problem or "the steps are not the same", self.nodes[self.start])
-        rows = [[self._at(step, place) for place in range(self.period)] for step in range(self.first, self.last + 1)]
-        found = Unrolled(rows)  # type: ignore[arg-type]
+        rows: list[list[Node | None]] = [
+            [self._at(step, place) for place in range(self.period)] for step in range(self.first, self.last + 1)
+        ]
+        found = Unrolled(rows)
         self._add_last_steps(found)
         for place in range(self.period):
             present = [row[place] for row in found.rows if row[place] is not None]
-            args = [tuple(node.args) for node in present]  # type: ignore[union-attr]
+            args = [tuple(node.args) for node in present]
             found.args.append(self._merged(args, found, place))
-            names = list(present[0].kwargs)  # type: ignore[union-attr]
-            kwargs = [tuple(node.kwargs[name] for name in names) for node in present]  # type: ignore[union-attr]
+            names = list(present[0].kwargs)
+            kwargs = [tuple(node.kwargs[name] for name in names) for node in present]
             found.kwargs.append(tuple(zip(names, self._merged(kwargs, found, place), strict=True)))
         return found
 
