@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..ir.steps import Body, Ref, refs_of
 from .batching import Types, batched
 
@@ -72,4 +74,9 @@ def _after(body: Body, types: Types, steps: int, before: set[int], shifted: set[
         call = body.calls[index]
         if any(map(timed, refs_of(call))) and batched(call, types, timed, steps) is not None:
             found.add(index)
+    # Several results at once cannot be kept of every step: one of them is taken in the step.
+    for index in sorted(found):
+        inner = (ref for ref in refs_of(body.calls[index]) if ref.kind == "local" and ref.index not in found | before)
+        if any(not isinstance(types(ref), Tensor) for ref in inner):
+            found.remove(index)
     return found

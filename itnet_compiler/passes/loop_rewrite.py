@@ -247,13 +247,13 @@ class Rewrite:
         return new
 
     def _single(self, step: int, place: int) -> Node:
-        ref = self.finals[place] if step < 0 else self.stacked[place]
+        ref = self.finals[place] if place in self.finals else self.stacked[place]
         if ref.kind == "shared":
             return self._shared(ref)
-        if step < 0 and ref in self.last_values:
+        if place in self.finals and ref in self.last_values:
             return self.last_values[ref]
         node = self.emit("aten.select.int", self._all_steps(ref), 0, step if step >= 0 else self.loop.steps - 1)
-        return self.emit("aten.clone.default", node) if ref in self.whole else node
+        return self.emit("aten.clone.default", node) if self.whole.get(ref, (node, 0))[1] else node
 
     def _joined(self, collector: Collector) -> Node:
         parts = [self._part(part, collector) for part in collector.parts]

@@ -61,8 +61,9 @@ class Uses:
         return pieces | {place for step, place in self.single.values() if step >= 0}
 
     def last(self) -> set[int]:
-        """Places of which the last step is needed alone."""
-        return {place for step, place in self.single.values() if step < 0}
+        """Places of which the last step is needed by itself, and no other one is."""
+        others = {place for step, place in self.single.values() if step >= 0}
+        return {place for step, place in self.single.values() if step < 0} - others
 
 
 _COLLECTORS = ("aten.stack.default", "aten.cat.default", "aten.concat.default")

@@ -508,8 +508,8 @@ class ConstantDecay(nn.Module):
         return out
 
 
-@_loop("linear recurrence")
-class RunningSum(nn.Module):
+@_loop("loop")
+class RunningMean(nn.Module):
     def forward(self, x):
         total, outs = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
@@ -678,4 +678,324 @@ class Shifted(nn.Module):
         for t in range(x.shape[1]):
             outs.append(torch.tanh(self.w(torch.cat([before, x[:, t]], -1))))
             before = x[:, t]
+        return torch.stack(outs, 1)
+
+
+# ── near misses
+
+
+@_near_miss()
+class StepCounts(_Gated):
+    """A number that does not change evenly."""
+
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.x(x[:, t]) + self.h(h)) * 0.5**t
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class EveryOther(_Gated):
+    """The step is another one every other time."""
+
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.h(h) + self.x(x[:, t])) if t % 2 else torch.sigmoid(self.h(h) + self.x(x[:, t]))
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class ChangesHalfway(_Gated):
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.h(h) + self.x(x[:, t]))
+            if t == x.shape[1] // 2:
+                h = h * 2
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class OneInputTwice(_Gated):
+    """Positions that are not taken one after the other."""
+
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.h(h) + self.x(x[:, min(t, 5)]))
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class Growing(nn.Module):
+    """What is carried becomes longer: a cache of keys."""
+
+    def forward(self, x):
+        kept, outs = x[:, :1], []
+        for t in range(1, x.shape[1]):
+            kept = torch.cat([kept, x[:, t : t + 1]], 1)
+            outs.append(kept.softmax(1).sum(1))
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class ReadsWhatItWrites(nn.Module):
+    def forward(self, x):
+        out = x.clone()
+        for t in range(1, x.shape[1]):
+            out[:, t] = out[:, t] + torch.tanh(out[:, t - 1])
+        return out
+
+
+@_near_miss()
+class CollectedThenChanged(_Gated):
+    """What was collected is changed in place afterwards: all entries of the list are one tensor."""
+
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h.mul_(0.5).add_(self.x(x[:, t]))
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class InputChanged(nn.Module):
+    """The buffer that the steps read is written while they run."""
+
+    def forward(self, x):
+        x = x * 1
+        h, outs = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(h + x[:, t])
+            x[:, -1] = h
+            outs.append(h)
+        return torch.stack(outs, 1), x
+
+
+@_near_miss()
+class StatesExchanged(_Gated):
+    """The LSTM with its two states exchanged after every step."""
+
+    def forward(self, x):
+        h, c = self.zeros(x), self.zeros(x)
+        outs = []
+        for t in range(x.shape[1]):
+            i, f, g, o = (self.x(x[:, t]) + self.h(h)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outs.append(h)
+            h, c = c, h
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class Peephole(_Gated):
+    def forward(self, x):
+        h, c = self.zeros(x), self.zeros(x)
+        outs = []
+        for t in range(x.shape[1]):
+            i, f, g, o = (self.x(x[:, t]) + self.h(h)).chunk(4, -1)
+            c = torch.sigmoid(f + c) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class SigmoidOfTheCandidate(_Gated):
+    def forward(self, x):
+        h, c = self.zeros(x), self.zeros(x)
+        outs = []
+        for t in range(x.shape[1]):
+            i, f, g, o = (self.x(x[:, t]) + self.h(h)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.sigmoid(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class GatesOfTheCell(_Gated):
+    """The gates are fed by c, not by h."""
+
+    def forward(self, x):
+        h, c = self.zeros(x), self.zeros(x)
+        outs = []
+        for t in range(x.shape[1]):
+            i, f, g, o = (self.x(x[:, t]) + self.h(c)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class GruUpdateFedByCandidate(_Gated):
+    gates = 3
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            x_r, x_z, x_n = self.x(x[:, t]).chunk(3, 1)
+            h_r, h_z, h_n = self.h(h).chunk(3, 1)
+            n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
+            z = torch.sigmoid(x_z + h_z + n)
+            h = (1 - z) * n + z * h
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class DecayFromTheState(nn.Module):
+    """Looks like a linear recurrence, but the decay depends on what it decays."""
+
+    def forward(self, x):
+        h, outs = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = torch.sigmoid(h) * h + x[:, t]
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class Interleaved(_Gated):
+    """Two values a step go into one list."""
+
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.h(h) + self.x(x[:, t]))
+            outs += [h, h * 2]
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class HalfCollected(_Gated):
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.h(h) + self.x(x[:, t]))
+            if t >= x.shape[1] // 2:
+                outs.append(h)
+        return torch.stack(outs, 1), h
+
+
+@_near_miss()
+class OfSomeSteps(_Gated):
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.h(h) + self.x(x[:, t]))
+            outs.append(h)
+        return outs[3], outs[-1], torch.cat([outs[7], outs[2]], -1)
+
+
+@_near_miss()
+class Dropped(_Gated):
+    """Random numbers at every step: their order must stay."""
+
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.h(F.dropout(h, 0.5, self.training)) + self.x(F.dropout(x[:, t], 0.5, self.training)))
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class Broadcast(nn.Module):
+    """The state begins smaller than it is later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(I))
+
+    def forward(self, x):
+        h, outs = self.start, []
+        for t in range(x.shape[1]):
+            h = torch.tanh(h + x[:, t])
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class ResultChanged(_Gated):
+    """What comes out is written to, and so is a part of the input."""
+
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1]):
+            h = self.h(h) + self.x(x[:, t])
+            outs.append(h)
+        out = torch.stack(outs, 1)
+        out += 1
+        out[:, 0] = 0
+        return out, h
+
+
+@_near_miss()
+class WeightsOfTheirOwn(nn.Module):
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(I, I) for _ in range(steps)])
+
+    def forward(self, x):
+        h, outs = torch.zeros_like(x[:, 0]), []
+        for t, layer in enumerate(self.layers):
+            h = torch.tanh(layer(h) + x[:, t])
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class LayersTied(nn.Module):
+    """One layer used again and again is a deep network, whose convolutions are integrals of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(I, I, 3, padding=1)
+
+    def forward(self, x):
+        x = x.transpose(1, 2)
+        for _ in range(10):
+            x = torch.relu(self.layer(x))
+        return x
+
+
+@_near_miss()
+class WindowsOverlap(_Gated):
+    gates = 1
+
+    def forward(self, x):
+        h, outs = self.zeros(x), []
+        for t in range(x.shape[1] - 1):
+            h = torch.tanh(self.h(h) + self.x(x[:, t : t + 2].mean(1)))
+            outs.append(h)
         return torch.stack(outs, 1)
