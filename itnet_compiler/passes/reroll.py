@@ -32,7 +32,7 @@ from .equivalence import check_replacement
 from .journal import Entry, Journal
 from .loop_rewrite import Realise, Rewrite
 from .loop_uses import find_uses
-from .operators import MIXING, RECURRENCES, operator_name
+from .operators import CUMULATIVE, MIXING, RECURRENCES, operator_name
 from .periods import stretches, tokens
 from .recurrent_core import Core
 from .rolled import Rolled, roll
@@ -121,8 +121,9 @@ def _worth_it(loop: Unrolled, rolled: Rolled) -> None:
     if loop.steps < _LEAST_ITERATIONS:
         raise NotALoop(f"fewer than {_LEAST_ITERATIONS} steps, which are given nothing", first)
     for node in loop.rows[0]:
-        if node is not None and (found := operator_name(node)) in MIXING and found not in RECURRENCES:
-            raise NotALoop(f"its steps are layers: each has {MIXING[found]}", node)
+        found = "" if node is None else operator_name(node)
+        if found in CUMULATIVE or (found in MIXING and found not in RECURRENCES):
+            raise NotALoop(f"its steps are layers: each has {MIXING.get(found, found)}", node)
 
 
 def _rewrite(
