@@ -26,11 +26,11 @@ def limited(seconds: float | None) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    thread, deadline = threading.get_ident(), time.monotonic() + seconds
+    thread, deadline = threading.get_ident(), time.thread_time() + seconds
     original = ShapeEnv.evaluate_expr
 
     def evaluate(self: ShapeEnv, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == thread and time.monotonic() > deadline:
+        if threading.get_ident() == thread and time.thread_time() > deadline:
             raise OutOfTime
         return original(self, *args, **kwargs)
 

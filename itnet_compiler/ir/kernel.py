@@ -91,6 +91,10 @@ class Kernel:
             shown.append(item.name if value is True else f"{item.name}={_short(value)}")
         return self.family + (f"({', '.join(shown)})" if shown else "")
 
+    def details(self) -> list[str]:
+        """Further lines of text for the IR, below the line of the node: the program of a loop's step."""
+        return []
+
     @classmethod
     def samples(cls) -> list[Sample]:
         """Cases for the conformance suite: every structural variant, with odd sizes (0, 1, 7, 63) among them."""
@@ -136,7 +140,7 @@ class Draw:
 
     ``float``: normal, with standard deviation ``deviation``; ``positive``: exp of that; ``negative``: minus its
     absolute value; ``fraction``: between 0 and 1; ``unit``: of length 1 along the last axis; ``complex``: both parts
-    normal; ``bool``: about 70 % True; ``mask``: 0 or −∞.
+    normal; ``bool``: about 70 % True; ``long``: 0 or 1; ``mask``: 0 or −∞.
     """
 
     shape: tuple[int, ...]
@@ -150,6 +154,8 @@ class Draw:
         elif self.kind == "complex":
             value = torch.randn(self.shape, generator=generator, dtype=torch.complex128)
             value = value.to(torch.promote_types(dtype, torch.complex64))
+        elif self.kind == "long":
+            value = torch.randint(0, 2, self.shape, generator=generator)
         elif self.kind == "mask":
             keep = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
             value = torch.zeros(self.shape, dtype=dtype).masked_fill(~keep, float("-inf"))

@@ -62,7 +62,9 @@ class Printer:
             if block or len(lines) > 1:
                 lines.append(_header(block or name, next(filter(None, map(source_line, nodes)), None)))
             width = max((w for node in nodes if (w := len(self.naming.local(node))) <= _NAME_WIDTH), default=0)
-            lines += [f"  {self.line(node, width)}" for node in nodes]
+            for node in nodes:
+                lines.append(f"  {self.line(node, width)}")
+                lines += [f"      {text}" for text in _details(node)]
         return "\n".join([*lines, f"  {self.returns()}", "}"])
 
     def signature(self, name: str) -> str:
@@ -150,6 +152,10 @@ class Printer:
             return f"{self.argument(node.args[0], block)}.{self.argument(node.args[1], block)}"
         mark = "@" if node.op == "get_attr" and not isinstance(node.meta.get("val"), Tensor) else "%"
         return f"{mark}{self.naming.refer(node, block)}"
+
+
+def _details(node: Node) -> list[str]:
+    return node.meta["integral"].kernel.details() if "integral" in node.meta else []
 
 
 def _header(block: str, line: str | None) -> str:

@@ -23,6 +23,7 @@ from ..ir.attention import Attention
 from ..ir.cumulative import Cumulative
 from ..ir.fold import Fold
 from ..ir.fourier import Fourier
+from ..ir.gated import Gated
 from ..ir.layout import parse
 from ..ir.long_convolution import LongConvolution
 from ..ir.mixing import Mixing
@@ -163,7 +164,7 @@ class Analysis:
         elif family == "softmax":
             query, key, value_axes = (self(operands[role]) for role in ("query", "key", "value"))
             found = scaled_attention(query, key, value_axes, first.shape[-1])
-        elif family == "gated":
+        elif isinstance(kernel, Gated):
             step = spec.domain.single_step
             return recurrent(source, node, batch_first=kernel.batch_first, step=step)
         else:

@@ -6,6 +6,7 @@ between its first and last node writes to a storage that the region reads.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 
 import torch
@@ -98,6 +99,8 @@ class Effects:
         self._order = {node: index for index, node in enumerate(graph.nodes)}
         self._parent: dict[Node, Node] = {node: node for node in graph.nodes}
         self.writes: list[tuple[int, frozenset[Node]]] = []
+        self._classes: dict[Node, set[Node]] | None = None
+        self._unread: dict[Node, str | None] = {}
         self.random: list[int] = []
         raw: list[tuple[int, list[Node]]] = []
         by_path: dict[str, Node] = {}  # a tied parameter is several nodes
@@ -120,10 +123,56 @@ class Effects:
             node = self._parent[node]
         return node
 
+    def sharing(self, node: Node) -> set[Node]:
+        """Every node that may share the storage of ``node``, itself included."""
+        if self._classes is None:
+            self._classes = {}
+            for other in self._order:
+                self._classes.setdefault(self._storage(other), set()).add(other)
+        return self._classes.get(self._storage(node), {node})
+
     def _is_internal(self, node: Node, inside: set[Node]) -> bool:
         """Whether all that shares the storage of ``node`` is in the region: a write to it is seen nowhere else."""
-        storage = self._storage(node)
-        return all(other in inside for other in self._order if self._storage(other) is storage)
+        return self.sharing(node) <= inside
+
+    def writer_between(self, start: Node, stop: Node, nodes: Iterable[Node]) -> Node | None:
+        """A node from ``start`` to ``stop`` that writes to the storage of one of ``nodes`` or of what these read."""
+        if not self.writes:
+            return None
+        storages = {self._storage(n) for node in nodes for n in (node, *node.all_input_nodes)}
+        first, last = self._order[start], self._order[stop]
+        written = (index for index, found in self.writes if first < index <= last and storages & found)
+        index = next(written, None)
+        return None if index is None else next(n for n, place in self._order.items() if place == index)
+
+    def written_after(self, node: Node, place: Node) -> bool:
+        """Whether something behind ``place`` writes to the storage of ``node``."""
+        storage, start = self._storage(node), self._order[place]
+        return any(index > start and storage in storages for index, storages in self.writes)
+
+    def read_again(self, writer: Node) -> str | None:
+        """Why the operator in place ``writer`` cannot be taken for one that makes a new tensor, or None.
+
+        Nothing may read what it has written but through its own result: every tensor that shares the storage is a
+        fresh result or that of another operator in place, and is not used after the next write.
+        """
+        if writer in self._unread:
+            return self._unread[writer]
+        members = self.sharing(writer)
+        writers = sorted((node for node in members if written_arguments(node)), key=self._order.__getitem__)
+        places = [self._order[node] for node in writers]
+        written, problem = set(writers), None
+        for member in members:
+            if member.op != "call_function" or (member not in written and next(iter(_aliased_arguments(member)), None)):
+                problem = f"{op_name(writer)} writes in place to {member.name}, which is not of its step alone"
+                break
+            following = bisect.bisect_right(places, self._order[member])
+            last = places[following] if following < len(places) else len(self._order)
+            if any(self._order.get(user, -1) > last for user in member.users):
+                problem = f"{op_name(writer)} writes in place to a value that is read again"
+                break
+        self._unread.update(dict.fromkeys(writers, problem))
+        return problem
 
     def obstacle(self, region: Iterable[Node]) -> tuple[str, Node] | None:
         """Why ``region`` may not be replaced by one node, with the node at fault; None where it may."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -21,6 +21,7 @@ from ..settings import NEAR_MISSES, debug
 from .effects import Effects, is_random, written_arguments
 from .journal import Entry, Journal
 from .match import Proposal, Refusal, Rule, is_made, op_name
+from .reroll import reroll
 from .verify import Verifier
 
 __all__ = ["detect", "integral_of", "rules"]
@@ -61,9 +62,11 @@ def detect(
         What each rule did.
     """
     journal = Journal()
+    names: dict[str, int] = {}
+    if use_rules is None:
+        reroll(graph, journal, verify=verifier is not None, name=partial(_unique, names))
     proposals = _propose(graph, rules() if use_rules is None else use_rules, journal)
     tick = begin(len(proposals)) if begin is not None else lambda: None
-    names: dict[str, int] = {}
     effects = Effects(graph)
     replaced: dict[Node, Node] = {}
     for rule, offered in proposals:
@@ -174,13 +177,11 @@ def _replace(
 ) -> Integral:
     anchor = proposal.region[-1]
     path = module_path(anchor)
-    base = path or proposal.spec.origin
-    names[base] = names.get(base, 0) + 1
     integral = Integral(
         proposal.spec,
         lowered,
         Plan(default_lowering(proposal.spec).name),
-        name=base if names[base] == 1 else f"{base}#{names[base]}",
+        name=_unique(names, path or proposal.spec.origin),
         module_path=path,
         source_line=source_line(anchor),
         verification=verification,
@@ -210,6 +211,11 @@ def _replace(
         if not node.users:  # a constant may be used elsewhere too
             graph.erase_node(node)
     return integral
+
+
+def _unique(names: dict[str, int], base: str) -> str:
+    names[base] = names.get(base, 0) + 1
+    return base if names[base] == 1 else f"{base}#{names[base]}"
 
 
 def _refusal(rule: Rule, anchor: Node, refusal: Refusal) -> Entry:

@@ -27,7 +27,7 @@ from ..settings import NEAR_MISSES, debug
 from .known import KnownCall
 from .match import Proposal, op_name
 
-__all__ = ["TOLERANCE", "Verifier", "hint", "relative_error"]
+__all__ = ["TOLERANCE", "Verifier", "draw", "hint", "other_sizes", "real_sizes", "relative_error", "widened"]
 
 TOLERANCE = 1e-12
 # The definition sums in another order, and a recurrence carries its rounding errors over the steps.
@@ -55,7 +55,8 @@ class Verifier:
     def _check(self, proposal: Proposal, lowered: Lowered) -> Verification:
         notes: list[str] = []
         errors: dict[str, float | None] = {}
-        for what, bindings in (("real", _real_sizes(proposal)), ("other", _other_sizes(proposal))):
+        inputs = _inputs(proposal)
+        for what, bindings in (("real", real_sizes(inputs)), ("other", other_sizes(inputs))):
             error, note = _compare_region(proposal, lowered, bindings)
             if error is not None and not error <= TOLERANCE:
                 return Verification("failed", error, note=f"the lowering differs from the region at {what} sizes")
@@ -152,8 +153,8 @@ def _value_key(value: Any) -> Any:
 Bindings = dict[sympy.Symbol, int]
 
 
-def _sizes(proposal: Proposal) -> Iterator[Any]:
-    for node in _inputs(proposal):
+def _sizes(inputs: Iterable[Node]) -> Iterator[Any]:
+    for node in inputs:
         value = node.meta.get("val")
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(item, Tensor):
@@ -167,10 +168,10 @@ def _inputs(proposal: Proposal) -> list[Node]:
     return list(dict.fromkeys(s for node in proposal.region for s in node.all_input_nodes if s not in inside))
 
 
-def _symbols(proposal: Proposal) -> dict[sympy.Symbol, int]:
-    """Free size symbols of the region's inputs with the sizes of the example."""
+def _symbols(inputs: Iterable[Node]) -> dict[sympy.Symbol, int]:
+    """Free size symbols of a region's inputs with the sizes of the example."""
     found: dict[sympy.Symbol, int] = {}
-    for size in _sizes(proposal):
+    for size in _sizes(inputs):
         if isinstance(size, torch.SymInt):
             for symbol in sorted(size.node.expr.free_symbols, key=str):
                 hint = _example_sizes(size.node.shape_env).get(symbol)
@@ -183,13 +184,14 @@ def _example_sizes(environment: Any) -> dict[sympy.Symbol, Any]:
     return environment.var_to_val if known is None else known
 
 
-def _real_sizes(proposal: Proposal) -> Iterable[Bindings]:
-    yield _symbols(proposal)
+def real_sizes(inputs: Iterable[Node]) -> Iterable[Bindings]:
+    """The one binding to the sizes of the example."""
+    yield _symbols(inputs)
 
 
-def _other_sizes(proposal: Proposal) -> Iterable[Bindings]:
+def other_sizes(inputs: Iterable[Node]) -> Iterable[Bindings]:
     """Bindings to try in turn: small distinct primes, then nearer to the example, at last equal sizes kept equal."""
-    real = _symbols(proposal)
+    real = _symbols(inputs)
     if not real:
         return
     for attempt in range(4):
@@ -269,7 +271,7 @@ def _draw_inputs(proposal: Proposal, bindings: Bindings) -> dict[Node, Any] | No
     }
     drawn: dict[Node, Any] = {}
     for node in _inputs(proposal):
-        value = _draw(node.meta.get("val"), bindings, generator)
+        value = draw(node.meta.get("val"), bindings, generator)
         if value is None:
             return None
         # Where any number but 0 masks, random numbers would leave nothing to compare.
@@ -281,10 +283,10 @@ def _draw_inputs(proposal: Proposal, bindings: Bindings) -> dict[Node, Any] | No
     return drawn
 
 
-def _draw(value: Any, bindings: Bindings, generator: torch.Generator) -> Any:
+def draw(value: Any, bindings: Bindings, generator: torch.Generator) -> Any:
     """A random value like the fake one, floating tensors widened to float64; None where it would be too large."""
     if isinstance(value, (list, tuple)):
-        items = [_draw(item, bindings, generator) for item in value]
+        items = [draw(item, bindings, generator) for item in value]
         return None if any(item is None for item in items) else type(value)(items)
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return _bind(value, bindings)
@@ -326,7 +328,8 @@ def _bind(size: Any, bindings: Bindings) -> int:
     return int(bound)
 
 
-def _widened(value: Any) -> Any:
+def widened(value: Any) -> Any:
+    """A floating dtype as float64, which casts that are baked in the source go to; anything else as it is."""
     return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
@@ -345,8 +348,8 @@ class _Wide(TorchFunctionMode):
     def __torch_function__(self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (Tensor.float, Tensor.half, Tensor.bfloat16) and args[0].is_floating_point():
             return args[0].double()
-        args = tuple(_widened(value) for value in args)
-        return function(*args, **{name: _widened(value) for name, value in (kwargs or {}).items()})
+        args = tuple(widened(value) for value in args)
+        return function(*args, **{name: widened(value) for name, value in (kwargs or {}).items()})
 
 
 def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings, *, grad: bool = False) -> Any:
@@ -360,8 +363,8 @@ def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings,
         for node in proposal.region:
             args = torch.fx.node.map_arg(node.args, look_up)
             kwargs = torch.fx.node.map_arg(node.kwargs, look_up)
-            args = tuple(_widened(value) for value in args)
-            kwargs = {name: _widened(value) for name, value in kwargs.items()}
+            args = tuple(widened(value) for value in args)
+            kwargs = {name: widened(value) for name, value in kwargs.items()}
             function = _Wide(node.target) if isinstance(node.target, KnownCall) else node.target
             values[node] = function(*args, **kwargs)  # type: ignore[operator]
     results = [values[node] for node in proposal.outputs]

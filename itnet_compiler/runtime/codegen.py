@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 
 from ..ir.integral import Integral
 from ..ir.mode import Mode, mode_of
+from ..lowering.bindings import OPERATORS, binding
 from ..settings import CODE, debug, dump
-from .bindings import OPERATORS, binding
 
 __all__ = ["Generated", "generate"]
 

@@ -93,11 +93,11 @@ def test_masked_encoder_layer(keywords: dict[str, Any], mask: str) -> None:
 
 def test_masks_leave_something_to_compare() -> None:
     """In the verification; any number but 0 masks, so that random numbers would mask all."""
-    from itnet_compiler.passes.verify import _draw_inputs, _real_sizes
+    from itnet_compiler.passes.verify import _draw_inputs, _inputs, real_sizes
 
     layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True)
     proposal = encoder_layer(_anchor(encoder_layer, layer, X, src_key_padding_mask=PADDED))
-    (sizes,) = _real_sizes(proposal)
+    (sizes,) = real_sizes(_inputs(proposal))
     drawn = _draw_inputs(proposal, sizes)[proposal.operands["mask"]]
     assert 0 < drawn.isinf().float().mean() < 0.6
     assert set(drawn.unique().tolist()) == {0.0, -torch.inf}

@@ -12,7 +12,7 @@ from torch import nn
 import itnet
 from itnet_compiler.capture.export import capture
 from itnet_compiler.capture.signature import SignatureReader
-from itnet_compiler.runtime.bindings import _table, binding
+from itnet_compiler.lowering.bindings import _table, binding
 from itnet_compiler.runtime.codegen import generate
 
 X, X3, X4, ONES3 = torch.rand(3, 3), torch.rand(3, 3, 3), torch.rand(2, 3, 4, 4), torch.ones(3)
