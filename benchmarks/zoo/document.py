@@ -67,7 +67,13 @@ def render(records: Iterable[Record], known: int) -> str:
     """The document; ``known`` is the number of networks in the zoo, those with attention written out not counted."""
     ordered = sorted(records, key=lambda record: record["name"].lower())
     done = sum(not record["name"].endswith(EAGER) for record in ordered)
-    sections = [_HEAD, "## Totals\n", f"{done} of the {known} networks of the zoo were run.\n", totals(ordered), ""]
+    run_at = Counter(one.get("revision") or "unknown" for one in ordered).most_common()
+    where = ", ".join(f"{number} at {revision}" for revision, number in run_at)
+    said = (
+        f"{done} of the {known} networks of the zoo were run, some in both forms of attention: {len(ordered)} records."
+    )
+    sections = [_HEAD, "## Totals\n", textwrap.fill(f"{said} By revision of the code: {where}.", 120) + "\n"]
+    sections += [totals(ordered), ""]
     versions = sorted({f"{name} {version}" for one in ordered for name, version in one.get("versions", {}).items()})
     sections += [textwrap.fill(f"With {', '.join(versions)}.", 120) + "\n"] if versions else []
     for library, own in _by_library(ordered):

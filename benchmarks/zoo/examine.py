@@ -9,6 +9,7 @@ import contextlib
 import copy
 import json
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -25,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import itnet
 from benchmarks.zoo import catalog
+from tests.documents import ROOT
 
 __all__ = ["EQUAL", "examine"]
 
@@ -46,7 +48,7 @@ def examine(name: str, note: Callable[[Record], None] = lambda record: None) -> 
         note: Called with the record so far before each stage, whose name it holds: what remains of one that was killed.
     """
     record: Record = {"name": name, "library": catalog.library_of(name), "family": catalog.family_of(name)}
-    record |= {"versions": _versions(record["library"])}
+    record |= {"versions": _versions(record["library"]), "revision": _revision()}
 
     def stage(title: str) -> None:
         record["stage"] = title
@@ -84,6 +86,19 @@ def examine(name: str, note: Callable[[Record], None] = lambda record: None) -> 
 
 def _versions(library: str) -> dict[str, str]:
     return {"itnet": itnet.__version__} | {name: metadata.version(name) for name in dict.fromkeys(("torch", library))}
+
+
+def _revision() -> str:
+    """The commit of the tree, with a ``+`` where files differ from it; empty outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "itnet_compiler", "benchmarks/zoo")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _describe(model: nn.Module) -> Record:

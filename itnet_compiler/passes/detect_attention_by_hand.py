@@ -15,7 +15,8 @@ from ..ir.steps import LOW, Step, renamed, sorted_labels
 from .attention_form import find
 from .attention_steps import Found, Leaf
 from .labels import Axes, Tracer, letters
-from .mask_patterns import Condition, made_of, may_hide, read
+from .mask_conditions import Condition
+from .mask_patterns import made_of, may_hide, read, within_segments
 from .match import Match, Proposal, op_name, propose, rule, value_of
 from .operators import operator_name
 from .products import without_sum
@@ -126,7 +127,9 @@ def _prove_masks(found: Found, naming: _Naming) -> None:
         assert leaf is not None
         visible = _visible(step, leaf, found.tracer)
         query, key = naming.one_query, naming.one_key
-        if visible is None or query is None or key is None:
+        if visible is None and query is not None and key is not None and _shows_segments(step, leaf, naming):
+            pattern = "within segments"
+        elif visible is None or query is None or key is None:
             pattern = "padding" if step.kind in ("fill", "keep") and naming.is_padding(leaf) else ""
         else:
             if len(places) == 1 and visible.is_causal(query, key):
@@ -136,6 +139,16 @@ def _prove_masks(found: Found, naming: _Naming) -> None:
             pattern = visible.describe(query, key)
         hides = step.kind in ("plus", "minus") and may_hide(leaf.node)
         found.steps[place] = (replace(step, pattern=pattern, hides=hides), leaf)
+
+
+def _shows_segments(step: Step, leaf: Leaf, naming: _Naming) -> bool:
+    """Whether a mask lets through what has the number of the query, and nothing else."""
+    if step.kind not in ("fill", "keep") or step.number is None or step.number > LOW:
+        return False
+    assert naming.one_query is not None
+    assert naming.one_key is not None
+    equal = within_segments(leaf.node, leaf.axes, naming.tracer, naming.one_query, naming.one_key)
+    return equal is (step.kind == "keep")
 
 
 _MASKS = ("fill", "keep", "plus", "minus")
@@ -181,7 +194,7 @@ class _Naming:
         assert found.query is not None
         assert found.key is not None
         assert found.value is not None
-        self._tracer, self._match = tracer, match
+        self.tracer, self._match = tracer, match
         steps, after = ([self._whole(step) for step, _ in each] for each in (found.steps, found.after))
         axes = {"query": found.query.axes, "key": found.key.axes, "value": found.value.axes}
         axes |= {"output": found.output, "weights": found.weights}
@@ -197,18 +210,18 @@ class _Naming:
         """The step with its labels resolved; refuses where one was taken apart."""
         if step.kind != "mix":
             return step
-        old, new = (self._tracer.flat([(label,)]) for label in (step.old, step.new))
+        old, new = (self.tracer.flat([(label,)]) for label in (step.old, step.new))
         self._match.require(len(old) == len(new) == 1, "heads that are mixed are taken apart elsewhere")
         return replace(step, old=old[0], new=new[0])
 
     def is_padding(self, leaf: Leaf) -> bool:
         """Whether a mask depends on keys but not on queries."""
-        own = set(self._tracer.flat(leaf.axes))
+        own = set(self.tracer.flat(leaf.axes))
         return bool(own & self._keys) and not own & self._queries
 
     def layout(self, axes: Axes) -> tuple[tuple[str, ...], ...]:
         """Axes in names."""
-        known = self._tracer.resolve(axes)
+        known = self.tracer.resolve(axes)
         return tuple(tuple(self._names.setdefault(label, f"o{len(self._names)}") for label in axis) for axis in known)
 
     def text(self, axes: Axes) -> str:
@@ -241,9 +254,9 @@ class _Naming:
         """Fixed extents of the labels that occur in merged axes."""
         found: dict[str, int] = {}
         for axes in layouts:
-            for axis in self._tracer.resolve(axes):
+            for axis in self.tracer.resolve(axes):
                 for label in axis if len(axis) > 1 else ():
-                    extent = self._tracer.fixed(label)
+                    extent = self.tracer.fixed(label)
                     if extent is not None:
                         found[self._names[label]] = extent
         return tuple(sorted(found.items()))

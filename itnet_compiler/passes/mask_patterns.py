@@ -3,7 +3,7 @@
     pattern = read(node, axes, tracer, query, key)     # Pattern of the elements of a mask over two labels, or None
 
 Every element of such a mask is one number where a condition on the positions i and j holds and another where it does
-not. A condition is a set of atoms Σ a·position + c ≥ 0, of which all, or any, must hold.
+not (see ``mask_conditions``).
 """
 
 from __future__ import annotations
@@ -20,70 +20,11 @@ from torch.fx import Node
 
 from ..ir.steps import LOW
 from .labels import Axes, Tracer
+from .mask_conditions import Condition, Pattern, atom
 from .match import bind, value_of
 from .operators import operator_name
 
-__all__ = ["Condition", "Pattern", "made_of", "may_hide", "read"]
-
-# ((label, factor), …), constant: Σ factor·position(label) + constant ≥ 0
-Atom = tuple[tuple[tuple[str, int], ...], int]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """All of ``atoms`` hold, or with ``either`` at least one of them."""
-
-    atoms: frozenset[Atom]
-    either: bool = False
-
-    def inverse(self) -> Condition:
-        """¬: −e − 1 ≥ 0 for every e ≥ 0, since positions are integers."""
-        flipped = {
-            (tuple((label, -factor) for label, factor in terms), -constant - 1) for terms, constant in self.atoms
-        }
-        return Condition(frozenset(flipped), not self.either)
-
-    def joined(self, other: Condition, either: bool) -> Condition | None:
-        """∧, or ∨ with ``either``; None where that is no set of atoms."""
-        for one in (self, other):
-            if one.either != either and len(one.atoms) > 1:
-                return None
-        return Condition(self.atoms | other.atoms, either)
-
-    def is_causal(self, query: str, key: str) -> bool:
-        """Whether it says j ≤ i and nothing else."""
-        return self.atoms == {_atom({query: 1, key: -1}, 0)}
-
-    def describe(self, query: str, key: str) -> str:
-        """``causal``, ``window of 3 before`` …; empty where it is none of these."""
-        bounds: dict[int, int] = {}
-        if self.either and len(self.atoms) > 1:
-            return ""
-        for terms, constant in self.atoms:
-            factors = dict(terms)
-            if set(factors) != {query, key} or factors[query] + factors[key] != 0 or abs(factors[key]) != 1:
-                return ""
-            bounds[factors[query]] = min(constant, bounds.get(factors[query], constant))
-        before, after = bounds.get(-1), bounds.get(1)  # i − j ≤ before, j − i ≤ after
-        if before is None:
-            return "causal" if after == 0 else f"up to {after} later"
-        return f"window of {before} before and {after} after" if after is not None else f"from {before} before"
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Elements of a mask: ``inside`` where ``condition`` holds, else ``outside``."""
-
-    condition: Condition
-    inside: float
-    outside: float
-
-    def where(self, test: Callable[[float], bool]) -> Condition | None:
-        """Where the elements pass a test; None where all do, or none does."""
-        one, other = test(self.inside), test(self.outside)
-        if one == other:
-            return None
-        return self.condition if one else self.condition.inverse()
+__all__ = ["made_of", "may_hide", "read", "within_segments"]
 
 
 def read(node: Node, axes: Axes, tracer: Tracer) -> Pattern | None:
@@ -104,6 +45,33 @@ def made_of(node: Node) -> list[Node]:
         found[one] = None
         waiting += [source for source in one.all_input_nodes if isinstance(value_of(source), Tensor)]
     return list(found)
+
+
+def within_segments(node: Node, axes: Axes, tracer: Tracer, query: str, key: str) -> bool | None:
+    """Whether a mask is true just where one number of the query equals that of the key (False: where it does not).
+
+    None where neither is proven. Packed sequences are masked so.
+    """
+    name, given = operator_name(node), bind(node) if node.op == "call_function" else {}
+    if name in ("logical_not", "bitwise_not") and isinstance(given["self"], Node):
+        inner = within_segments(given["self"], axes, tracer, query, key)
+        return None if inner is None else not inner
+    if name not in ("eq", "ne"):
+        step = tracer.back(node, axes)
+        return None if step is None else within_segments(*step, tracer, query, key)
+    sides = []
+    for side in (given["self"], given["other"]):
+        own = tracer.aligned(side, axes) if isinstance(side, Node) and isinstance(value_of(side), Tensor) else None
+        if own is None:
+            return None
+        while (step := tracer.back(side, own)) is not None:
+            side, own = step
+        sides.append((side, tracer.resolve(own)))
+    (first, one), (second, other) = sides
+    swapped = {query: key, key: query}
+    exchanged = tuple(tuple(swapped.get(label, label) for label in axis) for axis in other)
+    same = first is second and one == exchanged and one != other
+    return (name == "eq") if same else None
 
 
 def may_hide(node: Node) -> bool:
@@ -139,10 +107,6 @@ class _Place:
 
     terms: tuple[tuple[str, int], ...]
     constant: int
-
-
-def _atom(terms: dict[str, int], constant: int) -> Atom:
-    return tuple(sorted((label, factor) for label, factor in terms.items() if factor)), constant
 
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -184,6 +148,8 @@ class _Reader:
             return self._cast(node, self.element(given["self"], axes, depth + 1))
         if (step := self.tracer.back(node, axes)) is not None:
             return self.element(step[0], step[1], depth + 1)
+        if name == "floor_divide" or (name == "div" and given.get("rounding_mode") == "floor"):
+            return _block(self._aligned(given["self"], axes, depth), given["other"])
         if name in ("logical_not", "bitwise_not"):
             return _mapped(self.element(given["self"], axes, depth + 1), lambda value: float(not value))
         if name in ("masked_fill", "where"):
@@ -213,8 +179,8 @@ class _Reader:
             return None
         lower = {row[0]: 1, column[0]: -1}
         if name == "tril":
-            return Pattern(Condition(frozenset({_atom(lower, offset)})), inner, 0.0)
-        return Pattern(Condition(frozenset({_atom({row[0]: -1, column[0]: 1}, -offset)})), inner, 0.0)
+            return Pattern(Condition(frozenset({atom(lower, offset)})), inner, 0.0)
+        return Pattern(Condition(frozenset({atom({row[0]: -1, column[0]: 1}, -offset)})), inner, 0.0)
 
     def _choice(self, name: str, given: dict[str, Any], axes: Axes, depth: int) -> Element:
         if name == "masked_fill":
@@ -250,6 +216,15 @@ class _Reader:
         return None
 
 
+def _block(place: Element, size: object) -> Element:
+    """The number of the block of ``size`` positions, as a position of its own."""
+    if not isinstance(place, _Place) or type(size) is not int or size < 1 or place.constant:
+        return None
+    if len(place.terms) != 1 or place.terms[0][1] != 1:
+        return None
+    return _Place(((f"{place.terms[0][0]}//{size}", 1),), 0)
+
+
 def _places(given: dict[str, Any], axis: tuple[str, ...]) -> Element:
     start, step = given.get("start", 0), given.get("step", 1)
     if not isinstance(start, int) or not isinstance(step, int):
@@ -277,7 +252,7 @@ def _moved(name: str, first: Element, second: Element) -> Element:
     terms = dict(one.terms)
     for label, factor in other.terms:
         terms[label] = terms.get(label, 0) + sign * factor
-    return _Place(_atom(terms, 0)[0], one.constant + sign * other.constant)
+    return _Place(atom(terms, 0)[0], one.constant + sign * other.constant)
 
 
 def _as_place(value: Element) -> _Place | None:
@@ -296,8 +271,8 @@ def _compared(name: str, first: Element, second: Element) -> Element:
     assert isinstance(difference, _Place)
     up = (dict(difference.terms), difference.constant)
     down = ({label: -factor for label, factor in difference.terms}, -difference.constant)
-    above, below = _atom(*up), _atom(*down)  # first ≥ second, second ≥ first
-    strictly = lambda atom: (atom[0], atom[1] - 1)  # noqa: E731
+    above, below = atom(*up), atom(*down)  # first ≥ second, second ≥ first
+    strictly = lambda one: (one[0], one[1] - 1)  # noqa: E731
     found = {
         "ge": {above},
         "gt": {strictly(above)},

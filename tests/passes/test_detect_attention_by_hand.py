@@ -205,3 +205,85 @@ def test_the_source_is_shown_and_says_whether_it_is_fused():
     assert "# written out: the weights are changed (dropout=0.1)" in found_in(dropped)[0].source()
     assert isinstance(found_in(plain)[0].kernel, Attention)
     assert re.search(r"kernel softmax\(scale=0\.5\) \(q\[b i \(h c\)\]", plain.ir)
+
+
+class Blind(nn.Module):
+    """Some queries see nothing: their weights are NaN, and nobody looks at them afterwards."""
+
+    def __init__(self, filled, groups=1):
+        super().__init__()
+        self.filled, self.groups = filled, groups
+
+    def forward(self, q, k, v, seen):
+        k, v = (t.repeat_interleave(self.groups, 1) for t in (k, v))
+        scores = q @ k.transpose(-2, -1)
+        hidden = ~seen
+        if self.filled:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        else:
+            scores = scores + torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, float("-inf"))
+        y = scores.softmax(-1) @ v
+        return y.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+
+
+@pytest.mark.parametrize("filled", [True, False])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gradients_of_queries_that_see_nothing_are_nan_where_they_were(filled, groups):
+    torch.manual_seed(0)
+    seen = torch.rand(2, 1, 5, 7) < 0.7
+    seen[0, :, 3] = False
+    heads = 3 // groups
+    given = [torch.randn(2, n, length, 4).double() for n, length in ((3, 5), (heads, 7), (heads, 7))]
+    model = Blind(filled, groups)
+    unified = itnet.unify(model, (*given, seen))
+    assert "# fused" in found_in(unified)[0].source()
+    gradients = []
+    for network in (model, unified):
+        inputs = [x.clone().requires_grad_() for x in given]
+        result = network(*inputs, seen)
+        assert result.isfinite().all()
+        gradients.append(torch.autograd.grad(result.sin().sum(), inputs))
+    for mine, right in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(mine, right, equal_nan=True, rtol=1e-9, atol=1e-12)
+    assert any(right.isnan().any() for right in gradients[0])
+
+
+class Stacked(nn.Module):
+    """Two layers under one causal mask."""
+
+    def forward(self, x):
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        for _ in range(2):
+            scores = (x @ x.transpose(1, 2)).masked_fill(~mask, float("-inf"))
+            x = scores.softmax(-1) @ x
+        return x
+
+
+def test_one_mask_serves_several_layers():
+    model = Stacked()
+    unified = itnet.unify(model, torch.randn(2, 5, 4))
+    assert [[step.kind for step in node.kernel.steps] for node in found_in(unified)] == [["causal"]] * 2
+    for batch, length in ((2, 5), (1, 1), (3, 63)):
+        as_good(model, unified, [torch.randn(batch, length, 4)])
+
+
+class Context(nn.Module):
+    """GCNet behind a strided convolution: the number of positions is a product of rounded quotients."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.scores = nn.Conv2d(3, 4, 3, 4, 1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        b, c, h, w = x.shape
+        weights = self.scores(x).reshape(b, 1, h * w).softmax(-1).unsqueeze(3)
+        return x + (x.reshape(b, c, h * w).unsqueeze(1) @ weights).view(b, c, 1, 1)
+
+
+def test_extents_that_are_rounded_quotients_are_taken_apart():
+    model = Context().eval()
+    unified = itnet.unify(model, torch.randn(2, 3, 17, 24))
+    assert [node.origin for node in unified.integrals.values()] == ["conv2d", "attention"]
+    for shape in ((2, 3, 17, 24), (1, 3, 5, 7), (3, 3, 1, 1), (2, 3, 64, 63)):
+        as_good(model, unified, [torch.randn(shape)])

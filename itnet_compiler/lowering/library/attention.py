@@ -1,9 +1,9 @@
 """Library lowering of ``Attention``: the fused operator wherever it computes the same, else products and a softmax.
 
-Fused: scores of the form scale·⟨q, k⟩·a + m with hidden positions, no weights returned and nothing done to them. The
-operator gives a query that may attend to nothing zeros; the source gives it NaN (all scores −∞) or the mean of the
-values (all scores one finite number), which is restored here. Dropout stays written out, since the operator draws in
-an order of its own.
+Fused: scores of the form scale·⟨q, k⟩·a + m with hidden positions, no weights returned and nothing done to them, and
+more than one query (for one, copies of keys and values cost more than is saved). The operator gives a query that may
+attend to nothing zeros; the source gives it NaN (all scores −∞) or the mean of the values (all scores one finite
+number), which is restored here. Dropout stays written out, since the operator draws in an order of its own.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class FusedForm:
     Attributes:
         scale: Of the product.
         factors: Operands, without labels of the keys, that the queries are multiplied by.
+        shifts: Operands, without labels of the keys, that are added: they change no weight, and get a gradient of 0.
         added: (operand, number it is multiplied by).
         hidden: Steps ``fill`` and ``keep``.
         number: What the scores of hidden positions are.
@@ -46,6 +47,7 @@ class FusedForm:
 
     scale: float = 1.0
     factors: list[Step] = field(default_factory=list)
+    shifts: list[Step] = field(default_factory=list)
     added: list[tuple[Step, float]] = field(default_factory=list)
     hidden: list[Step] = field(default_factory=list)
     number: float = -math.inf
@@ -62,6 +64,8 @@ def fused_form(kernel: Attention) -> FusedForm | str:
         return "the weights are returned"
     if kernel.sink:
         return "a sink takes part in the softmax"
+    if not kernel.labels.queries:
+        return "a single query, whose products are the smaller part"
     form, keys = FusedForm(zero=zero), set(kernel.labels.keys)
     for step in kernel.steps:
         if step.kind == "times" and not step.role:
@@ -77,7 +81,10 @@ def fused_form(kernel: Attention) -> FusedForm | str:
         elif step.kind in ("plus", "minus") and step.role:
             if form.hidden and form.number != -math.inf:
                 return "something is added to hidden scores that are finite"
-            form.added.append((step, 1.0 if step.kind == "plus" else -1.0))
+            if step.hides or keys & set(labels_of(parse(step.layout))):
+                form.added.append((step, 1.0 if step.kind == "plus" else -1.0))
+            else:
+                form.shifts.append(step)
         elif step.kind in ("fill", "keep"):
             number = float(step.number or 0.0)
             if number > _HIDDEN or (form.hidden and number != form.number):
@@ -160,6 +167,8 @@ class _Writer:
         if hides and not form.zero:
             bare = form.hidden and not form.added
             self.put("y", "without_seen(y, m, v)" if bare else "without_keys(y, m)")
+        for step in form.shifts:
+            self.put("y", f"y + 0.0 * {self.arranger.arranged(step.role, (*lead, queries, ()))}")
         self.give("y", (*lead, queries, labels.features))
 
     def _lead(self, form: FusedForm) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
@@ -241,13 +250,23 @@ class _Writer:
             self.put("w", "wide_softmax(s)" if kernel.wide else "softmax(s, -1)")
         for step in kernel.after:
             scores = self._step("w", step, scores)
-        value = self.arranger.arranged("value", (*_single(kernel.last), labels.keys, labels.features))
-        self.put("y", f"matmul(w, {value})")
-        weights = ""
+        lead, weights = _single(kernel.last), ""
+        result = (*lead, labels.queries, labels.features)
+        if self._features_first():  # as the source has it: gradients come in the same order of memory
+            result = (*lead, labels.features, labels.queries)
+            self.put("y", f"matmul({self.arranger.arranged('value', (*lead, labels.features, labels.keys))}, w.mT)")
+        else:
+            self.put("y", f"matmul(w, {self.arranger.arranged('value', (*lead, labels.keys, labels.features))})")
         if kernel.returns_weights:
             target = tuple(renamed(axis, kernel.after) for axis in parse(kernel.weights))
             weights = self.arranger.arranged("w", target, layout=scores)
-        self.give("y", (*_single(kernel.last), labels.queries, labels.features), weights)
+        self.give("y", result, weights)
+
+    def _features_first(self) -> bool:
+        """Whether the values lie in memory with their features before the positions."""
+        held = (*self.labels.keys, *self.labels.features)
+        first = next((label for label in labels_of(self.kernel.layouts["value"]) if label in held), "")
+        return first in self.labels.features
 
     def _operand(self, step: Step, target: Layout) -> str:
         """The operand of a step; one without axes stays so, since it takes no part in the promotion of dtypes."""
