@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import itnet
-from benchmarks import capture_time, gpu, measure, overhead
+from benchmarks import capture_time, gpu, measure, overhead, recurrence
 from benchmarks.zoo import catalog, document, examine, run
 
 
@@ -48,6 +48,12 @@ def test_capture_time_row():
     total, verify, compared = capture_time.unify_stages(model, kwargs)
     assert total > verify > 0
     assert compared > 0
+
+
+@pytest.mark.foreign
+def test_recurrence_row():
+    pytest.importorskip("transformers")
+    assert len(recurrence.scan_row(4, 0.05)) == len(recurrence.SCAN)
 
 
 def test_the_zoo_lists_every_network_once():

@@ -92,6 +92,7 @@ def _align(program: Program, variant: Variant) -> None:
 def bind(program: Program, variant: Variant) -> None:
     """Generate the code of a variant, with the current plan, and find the tensors that it takes."""
     captured = variant.capture
+    variant.own_code = any(integral.plan.lowering != "library" for integral in variant.integrals)
     variant.generated = generate(captured.graph, captured.output, captured.constants)
     variant.stores = []
     for path in variant.generated.paths:

@@ -230,10 +230,10 @@ class Program:
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call under torch.compile or torch.export: a captured graph where one fits, no capturing.
 
-        With the default plan that graph is the original code, so the tracer is given the original code itself: it
-        guards on the few attributes that this reads, where a graph depends on all of them.
+        Where all integrals run library operators that graph is the original code, so the tracer is given that itself:
+        it guards on the few attributes that this reads, where a graph depends on all of them.
         """
-        if not self.plan_rules:
+        if not any(variant.own_code for variant in self.variants):
             return self.original(self.root, *args, **kwargs)
         try:
             call = self.reader.read(args, kwargs)

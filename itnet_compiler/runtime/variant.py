@@ -33,6 +33,7 @@ class Variant:
         trial: Comparison with the original on the call that it was captured from; None if not made.
         seconds: Time taken by stage.
         refused: Why it is not run; empty where it is.
+        own_code: Whether it runs other code for an integral than the library's, as the original does.
         alignment: How its graph relates to that of the first variant for the same signature; None for that itself.
     """
 
@@ -45,6 +46,7 @@ class Variant:
     trial: Trial | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     refused: str = ""
+    own_code: bool = False
     alignment: str | None = None
     trusted: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     generated: Generated | None = None

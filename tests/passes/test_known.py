@@ -142,6 +142,23 @@ def test_a_call_that_is_something_else_is_traced(place):
     torch.testing.assert_close(unified(x), model(x))
 
 
+def test_compile_sees_the_node_and_not_the_loop(place):
+    model, x = Mixer(), torch.randn(2, 9, 6)
+    unified, seen = itnet.unify(model, (x,)), []
+
+    def backend(module, inputs):
+        seen.extend(str(node.target) for node in module.graph.nodes)
+        return module
+
+    compiled = torch.compile(unified, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x), model(x))
+    assert sum("selective_scan" in target for target in seen) == 1
+    for mine, theirs in zip(_gradients(compiled, x), _gradients(model, x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    program = torch.export.export(unified, (x,), strict=False)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_outside_a_capture_and_on_real_tensors_the_function_is_itself(place):
     model, x = Mixer(), torch.randn(2, 9, 6)
     expected = model(x)
