@@ -22,7 +22,7 @@ class OutOfTime(BaseException):
 
 @contextlib.contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raise ``OutOfTime`` in the block once this thread has worked for ``seconds`` and a further question about sizes comes up."""
+    """Raise ``OutOfTime`` at a question about sizes once this thread has worked for ``seconds`` in the block."""
     if seconds is None:
         yield
         return
