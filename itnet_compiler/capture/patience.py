@@ -12,7 +12,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 __all__ = ["PATIENCE", "OutOfTime", "limited"]
 
-# Seconds of tracing with all sizes symbolic.
+# Seconds of processor time for tracing with all sizes symbolic: a busy machine must not change what is captured.
 PATIENCE = 20.0
 
 
@@ -22,7 +22,7 @@ class OutOfTime(BaseException):
 
 @contextlib.contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raise ``OutOfTime`` in the block once ``seconds`` have passed and a further question about sizes comes up."""
+    """Raise ``OutOfTime`` at a question about sizes once this thread has worked for ``seconds`` in the block."""
     if seconds is None:
         yield
         return

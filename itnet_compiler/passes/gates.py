@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..ir.body import Ref
+from ..ir.mode import mode_of
 from .accesses import static
 from .operators import operator_name
 from .recurrent_core import Core
@@ -91,7 +92,7 @@ class Reader:
         if isinstance(value, Ref) and value.kind == "local":
             call = self.core.body.calls[value.index]
             return ("", ()) if call.kwargs else (call.name, call.args)
-        if isinstance(value, _Timed) and value.node.op == "call_function" and not value.node.kwargs:
+        if isinstance(value, _Timed) and self._is_readable(value.node):
             name = "getitem" if value.node.target is operator.getitem else operator_name(value.node)
             first, *others = value.node.args
             rest: list[Any] = list(others)
@@ -99,6 +100,10 @@ class Reader:
                 rest = [_Timed(item, value.axis) if _is_computed(item) else item for item in rest]
             return name, (_Timed(first, value.axis) if isinstance(first, Node) else first, *rest)
         return "", ()
+
+    def _is_readable(self, node: Node) -> bool:
+        """Whether a node before the loop is an operator that may as well be done by the layer."""
+        return node.op == "call_function" and not node.kwargs and mode_of(node) == self.core.mode
 
     def given(self, value: Value) -> Value:
         """A step reference as the graph node behind it."""

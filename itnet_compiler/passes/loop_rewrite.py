@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..ir.body import Body, Call, Ref, map_refs, refs_of
+from ..ir.mode import mode_of
 from .accesses import Access
 from .batching import Lifted, batched
 from .effects import Effects
@@ -67,6 +68,8 @@ class Rewrite:
         """What to compare."""
         loop = [*self.loop.nodes, *(collector.node for collector in self.uses.collectors)]
         before = {*self.rolled.outside, *read_through([*self.rolled.outside, *loop], self.emit.made)}
+        if before and self.effects.writer_between(min(before), self.last, before) is not None:
+            raise NotALoop("something writes in place to what a layer would take", self.last)
         old = [*sorted(before), *loop]
         made = Replacement(old, self.emit.made, self.results)
         buffers = {node for write, _ in self.writes for node in self.effects.sharing(write.to.source)}
@@ -204,6 +207,7 @@ class Rewrite:
             [self._shared(ref) for ref in given["shared"]],
             [self._axis_of(ref) for ref in outputs],
             {fresh: self.types[old] for old, fresh in new.items()},
+            mode_of(self.loop.nodes[0]),
         )
 
     def _from_core(self, ref: Ref) -> bool:

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from ..ir.body import Body, Ref, map_refs, refs_of
 from ..ir.loop import Loop, Shape
+from ..ir.mode import Mode
 from .rolled import Rolled
 from .verify import hint
 
@@ -28,6 +29,7 @@ class Core:
         shared: What every step gets.
         stacked: Axis of time of each output.
         types: Value of each reference in one step.
+        mode: What it runs under.
     """
 
     body: Body
@@ -37,6 +39,7 @@ class Core:
     shared: list[Node]
     stacked: list[int]
     types: dict[Ref, Any] = field(default_factory=dict)
+    mode: Mode = ()
 
     def kernel(self) -> Loop:
         """The loop as an IR kernel."""

@@ -82,7 +82,8 @@ def _reroll_one(
             rolled = roll(loop, effects)
             _worth_it(loop, rolled)
             _rewrite(graph, loop, rolled, effects, journal, verify, name)
-        except NotALoop as reason:
+        except Exception as error:
+            reason = error if isinstance(error, NotALoop) else NotALoop(f"the search failed: {error!r}")
             debug(NEAR_MISSES, "not a loop, %s: %s", stretch, reason.reason)
             if stretch.steps >= _LEAST_ITERATIONS:
                 refused.setdefault(nodes[stretch.start], reason)
@@ -144,11 +145,13 @@ def _rewrite(
             if not rewrite.build(_named(way, made, loop.nodes[0], name)):
                 continue
             verification = Verification("skipped", note="verify=False")
+            replacement = rewrite.replacement()
             if verify:
-                verification = check_replacement(rewrite.replacement())
-        except NotALoop:
+                verification = check_replacement(replacement)
+        except NotALoop as reason:
             rewrite.emit.undo()
-            raise
+            failure = reason
+            continue
         except Exception as error:
             # A fault of ours must not cost the user the other rewrites.
             verification = Verification("failed", note=f"{type(error).__name__}: {error}")

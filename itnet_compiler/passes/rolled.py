@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from ..ir.body import Body, Call, Progression, Ref
+from ..ir.mode import mode_of
 from .accesses import Access, access
 from .effects import Effects, is_random, written_arguments
 from .operators import COPIES, VIEWS, operator_name
@@ -178,6 +179,8 @@ class _Roller:
             raise NotALoop("every step has an operand of its own, made before the loop", first)
         if any(node.target != first.target or len(node.args) != len(first.args) for node in nodes):
             raise NotALoop("the steps have operands of different kinds, made before the loop", first)
+        if any(mode_of(node) != mode_of(self.loop.nodes[0]) for node in nodes):
+            raise NotALoop("what the steps take was made under another mode", first)
         self._check_untouched(nodes)
         args = tuple(self._all([node.args[i] for node in nodes], level) for i in range(len(first.args)))
         kwargs = tuple((key, self._all([node.kwargs.get(key) for node in nodes], level)) for key in first.kwargs)
@@ -235,8 +238,8 @@ class _Roller:
         if node.users:
             raise NotALoop("the result of a write is used", node)
         buffer = self.effects.sharing(node.all_input_nodes[0])
-        for other in buffer & self.inside:
-            if other.target != node.target and operator_name(other) not in VIEWS:
+        for other in buffer:
+            if other in self.inside and other.target != node.target and operator_name(other) not in VIEWS:
                 raise NotALoop(f"{other.name} touches the buffer that is written", other)
             for user in other.users:
                 if user in self.inside and user not in buffer:

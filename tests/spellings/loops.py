@@ -999,3 +999,52 @@ class WindowsOverlap(_Gated):
             h = torch.tanh(self.h(h) + self.x(x[:, t : t + 2].mean(1)))
             outs.append(h)
         return torch.stack(outs, 1)
+
+
+@_near_miss()
+class ProjectionThenChanged(_Gated):
+    """The input is changed after it was projected: the projection is no longer that of the input."""
+
+    def forward(self, x):
+        x = x * 1
+        given = F.linear(x, self.x.weight.detach())
+        x.mul_(3)
+        h, c = self.zeros(x), self.zeros(x)
+        outs = []
+        for t in range(x.shape[1]):
+            i, f, g, o = (given[:, t] + self.h(h)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outs.append(h)
+        return torch.stack(outs, 1), x
+
+
+@_near_miss()
+class ProjectionWithoutGradients(_Gated):
+    def forward(self, x):
+        with torch.no_grad():
+            given = self.x(x)
+            pieces = given.unbind(1)
+        h, c = self.zeros(x), self.zeros(x)
+        outs = []
+        for piece in pieces:
+            i, f, g, o = (piece + self.h(h)).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
+@_near_miss()
+class BufferReadWhole(_Gated):
+    """Every step looks at all that has been written."""
+
+    gates = 1
+
+    def forward(self, x):
+        out = torch.zeros(x.shape[0], x.shape[1], H, dtype=x.dtype)
+        h = self.zeros(x)
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.h(h) + self.x(x[:, t]) + out.sum(1))
+            out[:, t] = h
+        return out
