@@ -20,8 +20,8 @@ from ..registry import scan
 from ..settings import NEAR_MISSES, debug
 from .effects import Effects, is_random, written_arguments
 from .journal import Entry, Journal
+from .loops.reroll import reroll
 from .match import Proposal, Refusal, Rule, is_made, op_name
-from .reroll import reroll
 from .verify import Verifier
 
 __all__ = ["detect", "integral_of", "rules"]

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ..ir.body import Body, Call, Ref, map_refs, refs_of
-from ..ir.mode import mode_of
+from ...ir.body import Body, Call, Ref, map_refs, refs_of
+from ...ir.mode import mode_of
+from ..effects import Effects
 from .accesses import Access
 from .batching import Lifted, batched
-from .effects import Effects
+from .core import Core, prune
 from .emitter import Emitter
 from .equivalence import Replacement, read_through
 from .fission import Fission, split
-from .loop_uses import Collector, Piece, Uses
-from .recurrent_core import Core, prune
 from .rolled import Rolled
 from .unrolled import NotALoop, Unrolled, key_of
+from .uses import Collector, Piece, Uses
 
 __all__ = ["Realise", "Rewrite"]
 

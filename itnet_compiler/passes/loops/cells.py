@@ -13,14 +13,14 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from ..ir.body import Ref
-from ..ir.domain import Past
-from ..ir.gated import Gated
-from ..ir.kernel import Spec
+from ...ir.body import Ref
+from ...ir.domain import Past
+from ...ir.gated import Gated
+from ...ir.kernel import Spec
+from ..operators import operator_name
+from .core import Core
 from .emitter import Emitter
 from .gates import Gate, NotAGate, Reader, Rows
-from .operators import operator_name
-from .recurrent_core import Core
 
 __all__ = ["as_layer"]
 

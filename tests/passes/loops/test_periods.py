@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from itnet_compiler.passes.periods import Stretch, stretches
+from itnet_compiler.passes.loops.periods import Stretch, stretches
 
 
 def test_the_longest_stretch_comes_first_with_its_shortest_period() -> None:

@@ -11,9 +11,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from ..ir.body import function_named
-from ..ir.integral import Integral
-from .effects import is_random, written_arguments
+from ...ir.body import function_named
+from ...ir.integral import Integral
+from ..effects import is_random, written_arguments
 
 __all__ = ["Emitter", "drop_dead"]
 

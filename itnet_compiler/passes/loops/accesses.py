@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..ir.body import Progression
-from .match import op_name
+from ...ir.body import Progression
+from ..match import op_name
 
 __all__ = ["Access", "access", "static"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..ir.body import Body, Ref, refs_of
+from ...ir.body import Body, Ref, refs_of
 from .batching import Types, batched
 
 __all__ = ["Fission", "split"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..ir.body import Body, Call, Progression, Ref
-from ..ir.mode import mode_of
+from ...ir.body import Body, Call, Progression, Ref
+from ...ir.mode import mode_of
+from ..effects import Effects, is_random, written_arguments
+from ..operators import COPIES, VIEWS, operator_name
 from .accesses import Access, access
-from .effects import Effects, is_random, written_arguments
-from .operators import COPIES, VIEWS, operator_name
 from .unrolled import Carry, Each, External, Local, NotALoop, Unrolled, evenly
 
 __all__ = ["Rolled", "Write", "roll"]

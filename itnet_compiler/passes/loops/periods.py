@@ -18,8 +18,8 @@ import numpy
 import torch
 from torch.fx import Node
 
-from ..ir.mode import mode_of
-from .operators import operator_name
+from ...ir.mode import mode_of
+from ..operators import operator_name
 
 __all__ = ["LEAST_STEPS", "Stretch", "stretches", "tokens"]
 

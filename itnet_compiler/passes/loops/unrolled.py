@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..ir.body import Progression
+from ...ir.body import Progression
 from .periods import LEAST_STEPS, Stretch
 
 __all__ = ["Carry", "Each", "External", "Local", "NotALoop", "Unrolled", "align", "evenly", "key_of", "type_key"]

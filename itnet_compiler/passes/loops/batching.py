@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ir.body import Call, Progression, Ref, function_named, refs_of
-from .operators import POINTWISE
+from ...ir.body import Call, Progression, Ref, function_named, refs_of
+from ..operators import POINTWISE
 
 __all__ = ["Lifted", "Types", "batched"]
 

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from ..ir.body import Body, Ref, map_refs, refs_of
-from ..ir.loop import Loop, Shape
-from ..ir.mode import Mode
+from ...ir.body import Body, Ref, map_refs, refs_of
+from ...ir.loop import Loop, Shape
+from ...ir.mode import Mode
+from ..verify import hint
 from .rolled import Rolled
-from .verify import hint
 
 __all__ = ["Core", "prune"]
 

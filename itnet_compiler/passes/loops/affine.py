@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from ..ir.body import Call, Ref, refs_of
-from ..ir.domain import Past
-from ..ir.kernel import Spec
-from ..ir.semiseparable import Diagonal
+from ...ir.body import Call, Ref, refs_of
+from ...ir.domain import Past
+from ...ir.kernel import Spec
+from ...ir.semiseparable import Diagonal
 from .batching import Lifted, batched
+from .core import Core
 from .emitter import Emitter
-from .recurrent_core import Core
 from .unrolled import key_of
 
 __all__ = ["as_scans"]

@@ -13,14 +13,14 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from ..ir.body import Call
-from ..ir.integral import Integral, Verification
-from ..ir.kernel import Kernel, Spec
-from ..ir.loop import Loop
-from ..lowering.base import default_lowering
-from ..settings import NEAR_MISSES, debug
-from .effects import is_random, written_arguments
-from .verify import draw, other_sizes, real_sizes, relative_error, widened
+from ...ir.body import Call
+from ...ir.integral import Integral, Verification
+from ...ir.kernel import Kernel, Spec
+from ...ir.loop import Loop
+from ...lowering.base import default_lowering
+from ...settings import NEAR_MISSES, debug
+from ..effects import is_random, written_arguments
+from ..verify import draw, other_sizes, real_sizes, relative_error, widened
 
 __all__ = ["Replacement", "check_replacement"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from .match import op_name
+from ..match import op_name
 from .unrolled import Unrolled
 
 __all__ = ["Collector", "Piece", "Uses", "find_uses"]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..ir.body import Ref
-from ..ir.mode import mode_of
+from ...ir.body import Ref
+from ...ir.mode import mode_of
+from ..operators import operator_name
 from .accesses import static
-from .operators import operator_name
-from .recurrent_core import Core
+from .core import Core
 
 __all__ = ["Gate", "NotAGate", "Reader", "Rows"]
 

@@ -3,7 +3,7 @@
     periods      where in a graph do operators recur?          (a guess)
     unrolled     are these the same step again and again?      (the proof)
     rolled       what is given, shared, carried, written?
-    loop_rewrite batched operators, and a recurrent core
+    rewrite      batched operators, and a recurrent core
 
 Loops inside loops go first where they are longer; a loop that another one needs re-rolled before it can be is tried
 again after it. What is no loop after all stays as it is, with the reason.
@@ -17,26 +17,26 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from ..ir.domain import Past
-from ..ir.integral import Integral, Plan, Verification
-from ..ir.kernel import Spec
-from ..ir.mode import mode_of
-from ..ir.naming import module_path, source_line
-from ..lowering.base import default_lowering
-from ..settings import NEAR_MISSES, debug
+from ...ir.domain import Past
+from ...ir.integral import Integral, Plan, Verification
+from ...ir.kernel import Spec
+from ...ir.mode import mode_of
+from ...ir.naming import module_path, source_line
+from ...lowering.base import default_lowering
+from ...settings import NEAR_MISSES, debug
+from ..effects import Effects
+from ..journal import Entry, Journal
+from ..operators import CUMULATIVE, MIXING, RECURRENCES, operator_name
 from .affine import as_scans
 from .cells import as_layer
-from .effects import Effects
+from .core import Core
 from .emitter import Emitter, drop_dead
 from .equivalence import check_replacement
-from .journal import Entry, Journal
-from .loop_rewrite import Realise, Rewrite
-from .loop_uses import find_uses
-from .operators import CUMULATIVE, MIXING, RECURRENCES, operator_name
 from .periods import stretches, tokens
-from .recurrent_core import Core
+from .rewrite import Realise, Rewrite
 from .rolled import Rolled, roll
 from .unrolled import NotALoop, Unrolled, align
+from .uses import find_uses
 
 __all__ = ["reroll"]
 

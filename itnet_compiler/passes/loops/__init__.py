@@ -1,0 +1,1 @@
+"""Unrolled loops: found, proven, split and written as one node each; ``reroll`` drives it."""
