@@ -12,7 +12,7 @@ from itnet_compiler import demo
 from tests.documents import ROOT, blocks
 
 PAGES = sorted(str(page.relative_to(ROOT)) for where in ("*.md", "docs/**/*.md") for page in ROOT.glob(where))
-_SECONDS = re.compile(r"\d+\.\d s\b")
+_SECONDS = re.compile(r"\d+\.\d (?:m?s\b|×)")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 
 

@@ -60,6 +60,12 @@ class Overview:
         return share(self._program)
 
     @cached_property
+    def operators(self) -> tuple[int, int]:
+        """How many operators were captured, and how many nodes are left of them."""
+        left = sum(node.op in ("call_function", "call_module") for facts in self.graphs for node in facts.graph.nodes)
+        return sum(facts.variant.operators for facts in self.graphs), left
+
+    @cached_property
     def classes(self) -> dict[Node, Classification]:
         """Category of every node."""
         return {node: found for facts in self.graphs for node, found in facts.classes.items()}

@@ -81,7 +81,9 @@ class Report:
     def notes(self) -> list[str]:
         """Comparison with the original, variants, calls that run the original code."""
         program = self._program
-        lines = [f"compared with the original: {program.comparison}"] if program.comparison else []
+        captured, left = self.facts.operators
+        lines = [f"{captured:,} operators captured, {left:,} left"] if captured > 4 * left else []
+        lines += [f"compared with the original: {program.comparison}"] if program.comparison else []
         if program.variants:
             labels = [v.label + (f" ({v.alignment})" if v.alignment else "") for v in program.variants]
             lines.append(f"graphs: {', '.join(labels)}")
@@ -144,6 +146,7 @@ class Report:
             "comparison": self._program.comparison,
             "example_sizes": facts.sizes,
             "categories": dict(facts.categories),
+            "operators": dict(zip(("captured", "left"), facts.operators, strict=True)),
             "totals": {name: {"flops": work.flops, "bytes": work.bytes} for name, work in self.totals.items()},
             "integrals": [row.to_dict() for row in self.rows],
             "unmatched": [vars(miss) for miss in self.unmatched],

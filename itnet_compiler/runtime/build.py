@@ -63,10 +63,11 @@ def _build(program: Program, call: Call, shown: Progress, widen: bool) -> Varian
     dump("captured", str(captured.graph))
     start = time.perf_counter()
     verifier = policy.verifier if policy.verify else None
+    operators = sum(node.op == "call_function" for node in captured.graph.nodes)
     journal = detect(captured.graph, verifier=verifier, begin=lambda total: shown.stage("verify", total))
     seconds["detect and verify"] = time.perf_counter() - start
     dump("rewritten", str(captured.graph))
-    variant = Variant(_label(program, call, grad), call.signature, state, ambient, captured, journal)
+    variant = Variant(_label(program, call, grad), call.signature, state, ambient, captured, journal, operators)
     variant.seconds = seconds
     _align(program, variant)
     apply_plan(variant.integrals, program.plan_rules)

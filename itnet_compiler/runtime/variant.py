@@ -30,6 +30,7 @@ class Variant:
         ambient: Autocast and what fast paths depend on (see ``FastPaths.read``) at capture.
         capture: Graph, guards, constants, output structure.
         journal: What each rule did.
+        operators: How many were captured, before any rewrite.
         trial: Comparison with the original on the call that it was captured from; None if not made.
         seconds: Time taken by stage.
         refused: Why it is not run; empty where it is.
@@ -43,6 +44,7 @@ class Variant:
     ambient: tuple[Any, ...]
     capture: Capture
     journal: Journal
+    operators: int = 0
     trial: Trial | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     refused: str = ""
