@@ -113,9 +113,7 @@ def run(stream: TextIO) -> int:
         train_x, train_y, test_x, test_y = _digits()
         torch.manual_seed(0)
         model = DigitReader()
-        say(
-            f"1. Train a network of convolutions, attention written out and two loops on {len(train_y):,} handwritten digits"
-        )
+        say(f"1. Train convolutions, attention written out and two loops on {len(train_y):,} handwritten digits")
         started = time.perf_counter()
         losses = _train(model, train_x, train_y, epochs=EPOCHS, rate=3e-3)
         right = _right(model, test_x, test_y)

