@@ -51,6 +51,15 @@ class Case:
         precision = [str(self.dtype).removeprefix("torch.")] if self.check in ("forward", "gradient") else []
         return "-".join([self.family, str(self.number), self.sample.spec.origin, self.check, *precision, *layout])
 
+    @property
+    def is_exhaustive(self) -> bool:
+        """Whether it is left to ``make test-all``: most of half precision, and views of float32."""
+        if self.check not in ("forward", "gradient") or self.dtype is torch.float64:
+            return False
+        return self.strided or (
+            self.dtype is not torch.float32 and (self.dtype is torch.float16 or self.number % 3 > 0)
+        )
+
     def generator(self) -> torch.Generator:
         """The same numbers in every run, different ones in every case."""
         return torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
