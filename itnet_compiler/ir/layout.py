@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Arranger", "Layout", "contracted", "label_sizes", "labels_of", "merged", "parse", "shown"]
+__all__ = ["Arranger", "Layout", "contracted", "label_sizes", "labels_of", "merged", "parse", "shown", "spread"]
 
 Layout = tuple[tuple[str, ...], ...]
 
@@ -76,6 +76,23 @@ def merged(tensor: Tensor, order: Sequence[str], target: Layout, sizes: Mapping[
     """A tensor with one label an axis, those of ``order``, in the layout ``target``."""
     moved = tensor.permute([order.index(label) for label in labels_of(target)])
     return moved.reshape([prod(sizes[label] for label in axis) for axis in target])
+
+
+def spread(
+    tensor: Tensor, layout: Layout, target: Layout, sizes: Mapping[str, int], filled: Iterable[int] = ()
+) -> Tensor:
+    """A tensor of ``layout`` with the axes of ``target``: of extent 1 where it lacks all labels of one, unless that is
+    among those to be ``filled``; expanded along the labels that it lacks otherwise.
+    """
+    own = labels_of(layout)
+    order = [label for label in labels_of(target) if label in own]
+    tensor = tensor.reshape([sizes[label] for label in own]).permute([own.index(label) for label in order])
+    tensor = tensor.reshape([sizes[label] if label in own else 1 for label in labels_of(target)])
+    whole = {place for place, axis in enumerate(target) if place in set(filled) or set(axis) & set(own)}
+    wide = [sizes[label] if place in whole else 1 for place, axis in enumerate(target) for label in axis]
+    return tensor.expand(wide).reshape(
+        [prod(sizes[label] for label in axis) if place in whole else 1 for place, axis in enumerate(target)]
+    )
 
 
 class Arranger:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ir.arranged_state import ArrangedState
 from ..ir.kernel import Spec
 from ..ir.matrix_state import MatrixState
 from ..ir.memory import Memory
 from ..ir.semiseparable import segment_products
+from .arranged import arranged
 from .base import Lowered, Lowering, Support
 
 __all__ = ["Chunked"]
@@ -40,6 +42,8 @@ class Chunked(Lowering):
         return Support()
 
     def build(self, spec: Spec) -> Lowered:
+        if isinstance(spec.kernel, ArrangedState):
+            return arranged(spec, "chunks", partial(_chunks, spec.kernel.state()))
         arguments = ", ".join(f"{role}={role}" for role in spec.operands)
         if isinstance(spec.kernel, Memory):
             function = partial(_memory, spec.kernel)

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ir.arranged_state import ArrangedState
 from ..ir.kernel import Kernel, Spec
 from ..ir.matrix_state import MatrixState
 from ..ir.memory import GatedDelta, Memory, StateSpaceDual
 from ..ir.selective import Selective
 from ..ir.semiseparable import Diagonal
+from .arranged import arranged
 from .base import Lowered, Lowering, Support
 
 __all__ = ["Scan"]
@@ -31,11 +33,13 @@ class Scan(Lowering):
     rank = 1
 
     def supports(self, spec: Spec) -> Support:
-        if type(spec.kernel) in _FUNCTIONS:
+        if type(spec.kernel) in _FUNCTIONS or isinstance(spec.kernel, ArrangedState):
             return Support()
         return Support((f"the {type(spec.kernel).__name__} kernel is no linear recurrence",))
 
     def build(self, spec: Spec) -> Lowered:
+        if isinstance(spec.kernel, ArrangedState):
+            return arranged(spec, "scan", torch.ops.itnet.matrix_scan)
         function = _FUNCTIONS[type(spec.kernel)]
         arguments = ", ".join(f"{role}={role}" for role in spec.operands)
         return Lowered(

@@ -181,7 +181,7 @@ def _replace(
         proposal.spec,
         lowered,
         Plan(default_lowering(proposal.spec).name),
-        name=_unique(names, path or proposal.spec.origin),
+        name=_name_of_part(proposal, path) or _unique(names, path or proposal.spec.origin),
         module_path=path,
         source_line=source_line(anchor),
         verification=verification,
@@ -211,6 +211,12 @@ def _replace(
         if not node.users:  # a constant may be used elsewhere too
             graph.erase_node(node)
     return integral
+
+
+def _name_of_part(proposal: Proposal, path: str) -> str | None:
+    """The name of an integral that becomes part of another one of the same module."""
+    parts = [integral for node in proposal.region if (integral := integral_of(node)) is not None]
+    return parts[0].name if path and parts and parts[0].module_path == path else None
 
 
 def _unique(names: dict[str, int], base: str) -> str:

@@ -134,12 +134,17 @@ def _key(proposal: Proposal) -> Any:
         return (type(value).__name__, value)
 
     program = tuple(
-        (op_name(node), frozen(node.args), tuple((k, frozen(v)) for k, v in node.kwargs.items()), number(node))
+        (_program_name(node), frozen(node.args), tuple((k, frozen(v)) for k, v in node.kwargs.items()), number(node))
         for node in proposal.region
     )
     operands = tuple((role, frozen(value)) for role, value in proposal.operands.items())
     outputs = tuple(number(node) for node in proposal.outputs)
     return proposal.spec, program, operands, outputs
+
+
+def _program_name(node: Node) -> Any:
+    integral = node.meta.get("integral")
+    return op_name(node) if integral is None else integral.spec
 
 
 def _value_key(value: Any) -> Any:
@@ -377,10 +382,16 @@ def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings,
             kwargs = torch.fx.node.map_arg(node.kwargs, look_up)
             args = tuple(widened(value) for value in args)
             kwargs = {name: widened(value) for name, value in kwargs.items()}
-            function = _Wide(node.target) if isinstance(node.target, KnownCall) else node.target
-            values[node] = function(*args, **kwargs)  # type: ignore[operator]
+            values[node] = _function(node)(*args, **kwargs)
     results = [values[node] for node in proposal.outputs]
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def _function(node: Node) -> Any:
+    """What a node calls; an integral made before, a re-rolled loop say, by its lowering."""
+    if (integral := node.meta.get("integral")) is not None:
+        return integral.executable.function
+    return _Wide(node.target) if isinstance(node.target, KnownCall) else node.target
 
 
 def _run_lowered(proposal: Proposal, lowered: Lowered, inputs: dict[Node, Any], *, grad: bool = False) -> Any:

@@ -615,7 +615,7 @@ class _Heads(nn.Module):
         self.q, self.k, self.v = nn.Linear(I, H), nn.Linear(I, H), nn.Linear(I, 6)
 
 
-@_loop("linear recurrence")
+@_loop("linear attention")
 class LinearAttention(_Heads):
     def forward(self, x):
         q, k, v = self.q(x), self.k(x), self.v(x)
@@ -626,7 +626,7 @@ class LinearAttention(_Heads):
         return torch.stack(outs, 1)
 
 
-@_loop("linear recurrence", "linear recurrence")
+@_loop("linear attention", "linear recurrence")
 class LinearAttentionNormalised(_Heads):
     def forward(self, x):
         q, k, v = F.elu(self.q(x)) + 1, F.elu(self.k(x)) + 1, self.v(x)
@@ -639,7 +639,7 @@ class LinearAttentionNormalised(_Heads):
         return torch.stack(outs, 1)
 
 
-@_loop("linear recurrence")
+@_loop("linear attention")
 class Retention(_Heads):
     def forward(self, x):
         q, k, v = self.q(x), self.k(x), self.v(x)

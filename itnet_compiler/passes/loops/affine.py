@@ -135,7 +135,7 @@ class _Scans:
             row = self.emit("aten.unsqueeze.default", initial, 0)
             given = self.emit("getitem", self.emit("aten.broadcast_tensors.default", [given, row]), 0)
         if not isinstance(decay, Node):
-            decay = self.emit("aten.new_full.default", given, [1] * rank, decay)
+            decay = self.emit("aten.new_full.default", initial, [1] * rank, decay)
         elif form.a.timed:
             decay = self._lifted(decay, rank)
         constant = not form.a.timed

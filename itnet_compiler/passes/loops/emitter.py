@@ -6,6 +6,7 @@ import contextlib
 import operator
 from typing import Any
 
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -65,7 +66,7 @@ class Emitter:
         # What is asked of symbolic sizes here must not narrow the graph down.
         environment = self._mode.shape_env
         quiet = environment.suppress_guards() if environment is not None else contextlib.nullcontext()
-        with self._mode, quiet:
+        with self._mode, quiet, enable_python_dispatcher():  # some operators take symbolic sizes in Python alone
             return function(*args, **kwargs)
 
     def undo(self) -> None:
