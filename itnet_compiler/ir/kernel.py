@@ -128,9 +128,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class Draw:
-    """How to draw one random operand: shape and kind (``float``, ``bool`` with ~70 % True, or ``mask`` of 0 / −inf).
+    """How to draw one random operand: its shape and kind.
 
-    Floats are normal, with standard deviation ``deviation``.
+    ``float``: normal, with standard deviation ``deviation``. ``positive``: uniform from 0.5 to 1.5. ``bool``: about
+    70 % True. ``mask``: 0, or −inf in about 30 %.
     """
 
     shape: tuple[int, ...]
@@ -141,6 +142,8 @@ class Draw:
         """A random tensor; with ``strided`` a non-contiguous view holding the same values."""
         if self.kind == "bool":
             value = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
+        elif self.kind == "positive":
+            value = torch.rand(self.shape, generator=generator, dtype=torch.float64).add_(0.5).to(dtype)
         elif self.kind == "mask":
             keep = torch.rand(self.shape, generator=generator, dtype=torch.float64) < 0.7
             value = torch.zeros(self.shape, dtype=dtype).masked_fill(~keep, float("-inf"))
