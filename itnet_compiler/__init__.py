@@ -3,9 +3,8 @@
 An independent implementation of the idea of ITNet (arXiv 2606.19538), not affiliated with its authors.
 """
 
-from .errors import CaptureError, InputError, ItnetError, LoweringError, ModelError, VerificationError
+from .errors import CaptureError, InputError, ItnetError, KernelError, LoweringError, ModelError, VerificationError
 from .ir.integral import Integral
-from .runtime.tiled import operators as _operators  # noqa: F401  (registers torch.ops.itnet.pair_integral)
 from .unified import Unified
 from .unify import lower, unify
 from .version import __version__
@@ -15,6 +14,7 @@ __all__ = [
     "InputError",
     "Integral",
     "ItnetError",
+    "KernelError",
     "LoweringError",
     "ModelError",
     "Unified",

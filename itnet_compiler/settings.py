@@ -2,12 +2,14 @@
 
 ``ITNET_DEBUG=1..4``: 1 summary, 2 stages with times, 3 near misses, 4 generated code.
 ``ITNET_DUMP=dir``: every stage writes a numbered, diffable text file there.
+``ITNET_CACHE=dir``: where compiled code is kept, instead of the user's cache directory.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 logger = logging.getLogger("itnet")
@@ -43,3 +45,16 @@ def dump(stage: str, text: str) -> None:
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     (path / f"{_dumped:03d}-{stage}.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def cache_directory() -> Path:
+    """Where compiled code is kept between runs: ``$ITNET_CACHE``, or ``itnet`` in the user's cache directory."""
+    if chosen := os.environ.get("ITNET_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        return (Path(base) if base else Path.home() / "AppData" / "Local") / "itnet"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "itnet"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "itnet"

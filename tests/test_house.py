@@ -39,7 +39,7 @@ NETWORK = set(
     "aiohttp asyncio ftplib http httpx huggingface_hub requests smtplib socket socketserver ssl telnetlib urllib"
     " urllib3 webbrowser xmlrpc".split()
 )
-HEAVY = ("matplotlib", "networkx", "onnx", "sklearn", "timm", "torchvision", "transformers", "triton")
+HEAVY = tuple("llvmlite matplotlib networkx numba onnx sklearn timm torchvision transformers triton".split())
 LONGEST = 400
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

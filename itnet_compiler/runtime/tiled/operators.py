@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...ir.pair.adjoint import Adjoint, adjoint
 from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
-from . import plain
+from .backends import backend
 from .problem import Gradients, Problem, wide
 
 __all__ = ["pair_integral", "pair_integral_backward"]
@@ -45,12 +45,14 @@ def pair_integral(
         after: Only sources j ≤ i + after take part; −1 for all.
 
     Returns:
-        y, (B, H, N, V) in the dtype of ``value``, and the logarithm of the normaliser, (B, H, N) in the dtype of
-        computation (no elements where nothing is normalised), which the backward pass uses.
+        y, (B, H, N, V) in the dtype of ``value``, in memory one query after the other; and the logarithm of the
+        normaliser, (B, H, N) in the dtype of computation (no elements where nothing is normalised), for the backward
+        pass.
     """
     problem = _problem(value, query, source, shared, mask, queries, program, normalise, before, after)
-    output, normaliser = plain.forward(problem)
-    return output.to(value.dtype), normaliser
+    output, normaliser = backend(problem).forward(problem)
+    rows = output.transpose(1, 2).to(value.dtype).contiguous()
+    return rows.transpose(1, 2), normaliser.contiguous()
 
 
 @pair_integral.register_fake
@@ -68,7 +70,8 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     batch, heads, _, width = value.shape
     shape = (batch, heads, queries) if normalise else (0,)
-    return value.new_empty((batch, heads, queries, width)), value.new_empty(shape, dtype=wide(value.dtype))
+    rows = value.new_empty((batch, queries, heads, width))
+    return rows.transpose(1, 2), value.new_empty(shape, dtype=wide(value.dtype))
 
 
 @torch.library.custom_op("itnet::pair_integral_backward", mutates_args=())
@@ -96,19 +99,23 @@ def pair_integral_backward(
     names = _names(problem)
     chosen = frozenset(name for name, want in zip(names, wanted[1:], strict=True) if want)
     dtype = wide(value.dtype)
-    found = plain.backward(problem, _adjoint(problem.core, chosen), output.to(dtype), normaliser, grad.to(dtype))
+    found = backend(problem).backward(
+        problem, _adjoint(problem.core, chosen), output.to(dtype), normaliser, grad.to(dtype)
+    )
     return _gradients(found, names, value, (*query, *source, *shared), wanted)
 
 
 def _gradients(
     found: Gradients, names: Sequence[str], value: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool]
 ) -> list[Tensor]:
-    gradients = [found.value.to(value.dtype) if wanted[0] and found.value is not None else value.new_empty(0)]
+    gradients = [
+        found.value.to(value.dtype).contiguous() if wanted[0] and found.value is not None else value.new_empty(0)
+    ]
     for name, tensor, want in zip(names, inputs, wanted[1:], strict=True):
         if not want:
             gradients.append(tensor.new_empty(0))
         elif name in found.inputs:
-            gradients.append(found.inputs[name].to(tensor.dtype))
+            gradients.append(found.inputs[name].to(tensor.dtype).contiguous())
         else:
             gradients.append(torch.zeros_like(tensor, memory_format=torch.contiguous_format))
     return gradients
