@@ -3,8 +3,10 @@
 An independent implementation of the idea of ITNet (arXiv 2606.19538), not affiliated with its authors.
 """
 
+from . import nn
 from .errors import CaptureError, InputError, ItnetError, KernelError, LoweringError, ModelError, VerificationError
 from .ir.integral import Integral
+from .nn import kernel
 from .unified import Unified
 from .unify import lower, unify
 from .version import __version__
@@ -20,6 +22,8 @@ __all__ = [
     "Unified",
     "VerificationError",
     "__version__",
+    "kernel",
     "lower",
+    "nn",
     "unify",
 ]

@@ -95,15 +95,25 @@ class Mlp(Kernel):
         full = total.expand(value.shape[0], queries, value.shape[2], total.shape[-1])
         return full.permute(0, 3, 1, 2)
 
+    def shapes_of_pair(self, operands: Operands) -> tuple[tuple[str, Shape], ...]:
+        """Role and shape for one pair of what κ depends on; ``layers`` are given as ``layers_0`` …"""
+        frame = ("value", "measure", "mask")
+        ends = ("_position", "_features")
+        return tuple(
+            (role, tuple(int(n) for n in (tensor.shape[-1:] if role.endswith(ends) else tensor.shape)))
+            for role, tensor in operands.items()
+            if role not in frame
+        )
+
     def pair_program(self, shapes: dict[str, Shape]) -> Program:
-        """κ as a pair program, from the shapes of the operands; ``layers`` are ``layers_0`` …"""
+        """κ as a pair program, from ``shapes_of_pair``."""
         b = Builder()
 
         def end(name: str, side: int) -> int:
-            return b.input(name, side, (int(shapes[name][-1]),))
+            return b.input(name, side, shapes[name])
 
         def shared(name: str) -> int:
-            return b.input(name, SHARED, tuple(map(int, shapes[name])))
+            return b.input(name, SHARED, shapes[name])
 
         def fourier(phase: int) -> list[int]:
             return [b.elementwise("cos", phase), b.elementwise("sin", phase)]

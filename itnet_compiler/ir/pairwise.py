@@ -81,6 +81,10 @@ class Pairwise(Kernel):
                 return int(operands[item.name].shape[1])
         return int(operands["like_queries"].shape[-2])
 
+    def shapes_of_pair(self, operands: Operands) -> tuple[tuple[str, Shape], ...]:
+        """None: the program has its own."""
+        return ()
+
     def pair_program(self, shapes: dict[str, Shape]) -> Program:
         """The program; its shapes are its own."""
         return self.program

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,22 +12,18 @@ from torch import Tensor
 from ..ir.domain import Domain, reach
 from ..ir.kernel import Kernel, Spec
 from ..ir.mlp import Mlp
-from ..ir.pair.builder import Builder
-from ..ir.pair.dense import run
-from ..ir.pair.program import QUERY, SHARED, SOURCE, Program
-from ..ir.pair.split import Stages, distribute, stages
+from ..ir.pair.split import distribute, stages
 from ..ir.pairwise import Pairwise
 from .base import Lowered, Lowering, Support
 
-__all__ = ["Tiled", "integrate"]
-
-LOG_MEASURE = "log_measure"
+__all__ = ["Tiled", "flattened", "integrate"]
 
 
 class Tiled(Lowering):
-    """Runs a pair program through ``torch.ops.itnet.pair_integral``: extra memory proportional to N + M."""
+    """Runs a pair program through ``torch.ops.itnet.integrate``: extra memory proportional to N + M."""
 
     name = "tiled"
+    rank = 3
 
     def supports(self, spec: Spec) -> Support:
         if not isinstance(spec.kernel, (Mlp, Pairwise)):
@@ -51,38 +46,37 @@ class _Call:
 
     kernel: Kernel
     domain: Domain
+    programs: dict[Any, tuple[str, tuple[str, ...]]] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, **operands: Any) -> Tensor:
-        flat = {role: tensor for role, tensor in _flattened(operands).items() if role not in _FRAME}
         assert isinstance(self.kernel, (Mlp, Pairwise))
-        known: tuple[Any, ...] = (
-            tuple(flat),
-            list(flat.values()),
-            operands["value"],
-            *(operands.get(role) for role in _FRAME[1:]),
-            self.kernel.normalise,
-            *reach(self.domain),
+        flat = flattened(operands)
+        shapes = self.kernel.shapes_of_pair(flat)
+        if shapes not in self.programs:
+            program = self.kernel.pair_program(dict(shapes))
+            self.programs[shapes] = str(program), tuple(item.name for item in program.inputs)
+        text, names = self.programs[shapes]
+        return integrate(
+            text,
+            [flat[name] for name in names],
+            flat["value"],
+            measure=flat.get("measure"),
+            mask=flat.get("mask"),
+            like_queries=flat.get("like_queries"),
+            normalise=self.kernel.normalise,
+            domain=self.domain,
         )
-        if isinstance(self.kernel, Mlp):
-            return _integrate_mlp(self.kernel.depth, *known)
-        return _integrate(self.text, *known)
-
-    @cached_property
-    def text(self) -> str:
-        """The program of a kernel that is one."""
-        return str(self.kernel.program) if isinstance(self.kernel, Pairwise) else ""
 
     def source(self) -> str:
         """The program of a pair where its shapes are known."""
-        if isinstance(self.kernel, Pairwise):
-            return _listing(stages(distribute(self.kernel.program)))
-        return f"{self.kernel.describe()}: the program of a pair depends on the shapes of the operands\n"
+        if not isinstance(self.kernel, Pairwise):
+            return f"{self.kernel.describe()}: the program of a pair depends on the shapes of the operands\n"
+        cut = stages(distribute(self.kernel.program))
+        parts = {"once": cut.shared, "of each query": cut.query, "of each source": cut.source, "of each pair": cut.core}
+        return "\n\n".join(f"# {name}\n{part.describe()}" for name, part in parts.items() if part.outputs) + "\n"
 
 
-_FRAME = ("value", "measure", "mask", "like_queries")
-
-
-def _flattened(operands: Mapping[str, Any]) -> dict[str, Tensor]:
+def flattened(operands: Mapping[str, Any]) -> dict[str, Tensor]:
     """Operands by role; those of a list have its role and their place: ``layers_0`` …"""
     flat: dict[str, Tensor] = {}
     for role, operand in operands.items():
@@ -95,7 +89,7 @@ def _flattened(operands: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def integrate(
     program: str,
-    inputs: Mapping[str, Tensor],
+    inputs: list[Tensor],
     value: Tensor,
     *,
     measure: Tensor | None = None,
@@ -104,96 +98,6 @@ def integrate(
     normalise: bool = False,
     domain: Domain,
 ) -> Tensor:
-    """y_i = Σ_j w_j·κ(i, j)·v_j, or with the softmax of κ + log w, without storing κ.
-
-    What the program computes of one side alone is computed here, once a position; the rest is for the tiles.
-
-    Args:
-        program: κ, the text of a pair program of one output.
-        inputs: By name: of the query (1 or B, N, *shape), of the source (1 or B, M, *shape), shared (*shape).
-        value: v, (B, H, M, V).
-        measure: w, (1 or B, M). Where the weights are normalised, a source of measure 0 takes no part, and none may be
-            negative; the gradient of a measure of 0 is 0 there.
-        mask: bool, (1 or B, 1 or N, M).
-        like_queries: (…, N, any), where the program has no input of the query.
-        normalise: Whether κ is a score.
-        domain: ``Keys`` or ``Band``.
-
-    Returns:
-        y, (B, H, N, V), in the dtype of ``value``.
-    """
-    names, tensors = tuple(inputs), list(inputs.values())
-    return _integrate(program, names, tensors, value, measure, mask, like_queries, normalise, *reach(domain))
-
-
-@torch.compiler.allow_in_graph
-def _integrate_mlp(depth: int, names: tuple[str, ...], tensors: list[Tensor], *rest: Any) -> Tensor:
-    """``_integrate`` for the program of an ``Mlp``."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, tensors, strict=True)}
-    return _integrate(str(Mlp(depth).pair_program(shapes)), names, tensors, *rest)
-
-
-@torch.compiler.allow_in_graph
-def _integrate(
-    text: str,
-    names: tuple[str, ...],
-    tensors: list[Tensor],
-    value: Tensor,
-    measure: Tensor | None,
-    mask: Tensor | None,
-    like_queries: Tensor | None,
-    normalise: bool,
-    before: int | None,
-    after: int | None,
-) -> Tensor:
-    """``integrate``; torch.compile sees which operators it calls, and not how they are chosen."""
-    inputs = dict(zip(names, tensors, strict=True))
-    if measure is not None and not normalise:
-        value = value * measure[:, None, :, None].to(value.dtype)
-    elif measure is not None:
-        positive = measure > 0
-        inputs[LOG_MEASURE] = torch.where(positive, measure, 1.0).log().masked_fill(~positive, -torch.inf)
-        text = _with_measure(text)
-    program = Program.parse(text)
-    cut = stages(distribute(program))
-    batch = value.shape[0]
-    groups: dict[int, list[Tensor]] = {}
-    for side in (QUERY, SOURCE, SHARED):
-        part = cut.of(side)
-        given = {item.name: _placed(item.side, inputs[item.name], side) for item in part.inputs}
-        made = run(part, given, 0 if side == SHARED else 2)
-        groups[side] = made if side == SHARED else [tensor.expand(batch, *tensor.shape[1:]) for tensor in made]
-    queries = groups[QUERY][0].shape[1] if groups[QUERY] else _count(program, inputs, like_queries)
-    bounds = (-1 if bound is None else bound for bound in (before, after))
-    output, _ = torch.ops.itnet.pair_integral(
-        value, groups[QUERY], groups[SOURCE], groups[SHARED], mask, queries, str(cut.core), normalise, *bounds
-    )
-    return output
-
-
-def _placed(own: int, tensor: Tensor, side: int) -> Tensor:
-    """A shared tensor among those of a side has leading axes of size 1."""
-    return tensor[None, None] if own == SHARED and side != SHARED else tensor
-
-
-def _count(program: Program, inputs: Mapping[str, Tensor], like_queries: Tensor | None) -> int:
-    for item in program.inputs:
-        if item.side == QUERY:
-            return inputs[item.name].shape[1]
-    assert like_queries is not None
-    return like_queries.shape[-2]
-
-
-@lru_cache(maxsize=256)
-def _with_measure(text: str) -> str:
-    """κ + log w."""
-    b, program = Builder(), Program.parse(text)
-    for value in program.values:
-        b.emit(value.op, value.args, value.shape, value.attrs)
-    (output,) = program.outputs
-    return str(b.program([b.add(output, b.input(LOG_MEASURE, SOURCE, ()))]))
-
-
-def _listing(cut: Stages) -> str:
-    parts = {"once": cut.shared, "of each query": cut.query, "of each source": cut.source, "of each pair": cut.core}
-    return "\n\n".join(f"# {name}\n{part.describe()}" for name, part in parts.items() if part.outputs) + "\n"
+    """``torch.ops.itnet.integrate`` over a domain of keys."""
+    before, after = (-1 if bound is None else bound for bound in reach(domain))
+    return torch.ops.itnet.integrate(value, inputs, measure, mask, like_queries, program, normalise, before, after)

@@ -9,15 +9,15 @@ from itnet_compiler.ir.mlp import Mlp
 from itnet_compiler.ir.pair.builder import Builder
 from itnet_compiler.ir.pair.program import QUERY, SHARED, SOURCE
 from itnet_compiler.ir.pairwise import Pairwise, flops_of_pair
-from itnet_compiler.lowering.tiled import _flattened
+from itnet_compiler.lowering.tiled import flattened
 
 
 def test_the_program_of_an_mlp_is_the_mlp():
     for sample in Mlp.samples():
         operands = sample.operands(torch.float64, torch.Generator().manual_seed(0))
-        flat = _flattened(operands)
+        flat = flattened(operands)
         kernel = sample.spec.kernel
-        program = kernel.pair_program({role: tuple(tensor.shape) for role, tensor in flat.items()})
+        program = kernel.pair_program(dict(kernel.shapes_of_pair(flat)))
         found = Pairwise(program, kernel.normalise).evaluate(sample.spec.domain, **flat)
         torch.testing.assert_close(found, sample.spec.evaluate(**operands))
 

@@ -52,12 +52,12 @@ def _apply(value: Value, args: Sequence[Tensor], lead: int) -> Tensor:
     if value.op == "reshape":
         return first.reshape(*front, *value.shape)
     if value.op == "expand":
-        return _with_rank(first, lead, len(value.shape)).expand(*front, *value.shape)
+        return _with_rank(first, lead, len(value.shape)).expand((*front, *value.shape))
     if value.op == "permute":
         return first.permute(*range(lead), *(lead + axis for axis in attrs[0]))  # type: ignore[attr-defined]
     if value.op == "cat":
         fronts = torch.broadcast_shapes(*(arg.shape[:lead] for arg in args))
-        wide = [arg.expand(*fronts, *arg.shape[lead:]) for arg in args]
+        wide = [arg.expand((*fronts, *arg.shape[lead:])) for arg in args]
         return torch.cat(wide, lead + attrs[0])  # type: ignore[operator]
     if value.op == "slice":
         axis, start, stop, step = (int(attr) for attr in attrs)  # type: ignore[call-overload]

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx import traceback as fx_traceback
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -46,11 +45,13 @@ class Traced:
     Attributes:
         program: One output, of shape (heads,) or (). Inputs are those of ``POSITIONAL`` that it uses, ``params_0`` …
             for the tensors in ``params`` in the order of the tree's leaves, and ``captured_0`` …
+        text: The program's text.
         captured: Tensors that the function takes from its surroundings, the very objects.
         lines: ``file.py:12`` of each operator that was traced, in order, for messages.
     """
 
     program: Program
+    text: str
     captured: tuple[Tensor, ...]
     lines: tuple[str, ...]
 
@@ -82,6 +83,8 @@ def _graph(
     tree: pytree.TreeSpec,
     with_params: bool,
 ) -> GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx  # loads half of torch's compilers
+
     given = [shape for shape in shapes if shape is not None]
 
     def call(*tensors: Tensor) -> Tensor:
@@ -193,7 +196,7 @@ class _Reader:
                 remedy="return one number a head, shape (heads,)",
                 source_line=self.lines[-1] if self.lines else None,
             )
-        return Traced(program, tuple(self.captured), tuple(self.lines))
+        return Traced(program, str(program), tuple(self.captured), tuple(self.lines))
 
     def _keep(self, tensor: Tensor) -> int:
         """A captured tensor as an input, the same one for the same tensor."""

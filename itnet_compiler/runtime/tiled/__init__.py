@@ -1,7 +1,9 @@
 """Integrals of pair programs, tile by tile: no tensor over pairs of positions is ever whole in memory.
 
-``operators`` registers ``torch.ops.itnet.pair_integral`` with its backward, which recomputes the kernel; ``plain``
-runs them on tiles in plain torch, anywhere and always.
+``integrate`` registers ``torch.ops.itnet.integrate``, which evaluates what is of one side and hands the rest to
+``torch.ops.itnet.pair_integral`` (``operators``), whose backward recomputes the kernel. Back ends: ``plain``, tiles in
+plain torch, anywhere and always; ``native``, machine code for this CPU.
 """
 
+from . import integrate as integrate
 from . import operators as operators

@@ -258,7 +258,7 @@ class _Packed:
 
         def joined(side: int, lead: tuple[int, ...]) -> Tensor:
             parts = [known[item.name] for item in core.inputs if item.side == side]
-            flat = [part.expand(*lead, *part.shape[len(lead) :]).reshape(*lead, -1) for part in parts if part.numel()]
+            flat = [part.expand((*lead, *part.shape[len(lead) :])).reshape(*lead, -1) for part in parts if part.numel()]
             return torch.cat(flat, -1).contiguous() if flat else torch.empty((*lead, 0))
 
         def tiled(rows: Tensor) -> Tensor:

@@ -51,7 +51,12 @@ def _run(name, dtype, normalise):
     inside = {key: leaf for key, leaf in leaves.items() if key != "value"}
     like = torch.empty(9, 1)
     output = integrate(
-        str(found.program), inside, leaves["value"], normalise=normalise, domain=Keys(), like_queries=like
+        str(found.program),
+        list(inside.values()),
+        leaves["value"],
+        normalise=normalise,
+        domain=Keys(),
+        like_queries=like,
     )
     pull = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).reshape(output.shape).to(dtype)
     gradients = torch.autograd.grad(output, list(leaves.values()), pull, allow_unused=True, materialize_grads=True)
@@ -136,7 +141,7 @@ def test_last_tile_repeats_a_source_and_so_makes_no_nan(path):
     )
     p = torch.full((1, 3), -2.0, requires_grad=True)
     q = torch.arange(1.0, 6.0)[None]
-    output = integrate(text, {"p": p, "q": q}, torch.ones(1, 1, 5, 1), domain=Keys())
+    output = integrate(text, [p, q], torch.ones(1, 1, 5, 1), domain=Keys())
     torch.testing.assert_close(output.flatten(), (-1 / q).sum().expand(3))
     (gradient,) = torch.autograd.grad(output.sum(), p)
     torch.testing.assert_close(gradient, (-1 / q**2).sum().expand(1, 3))

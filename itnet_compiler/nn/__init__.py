@@ -1,0 +1,5 @@
+"""Layers and functions for building networks from integral transforms."""
+
+from .function import KernelFunction, integral, kernel
+
+__all__ = ["KernelFunction", "integral", "kernel"]
