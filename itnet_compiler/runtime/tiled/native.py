@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...ir.pair.adjoint import Adjoint
-from ...ir.pair.dense import run
 from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
-from ...ir.pair.split import Stages, stages
+from ...ir.pair.split import stages
+from .evaluated import evaluated
 from .machine import compiled, lanes
 from .problem import Gradients, Problem
 from .vector_backward import Targets, write_backward
@@ -33,8 +33,6 @@ _SMALLEST = 1 << 14
 def refusals(problem: Problem) -> tuple[str, ...]:
     """Why this back end cannot run a call; nothing if it can."""
     reasons = []
-    if problem.value.device.type != "cpu":
-        reasons.append("tensors are not on the CPU")
     if problem.value.dtype != torch.float32:
         reasons.append("float64 runs in plain torch")
     missing = unsupported(problem.core)
@@ -69,7 +67,7 @@ def backward(problem: Problem, adjoint: Adjoint, output: Tensor, normaliser: Ten
     """As ``plain.backward``."""
     batch, heads, sources, width = problem.value.shape
     cut = stages(adjoint.program)
-    given = _evaluated(cut, problem)
+    given = evaluated(cut, problem)
     targets, shape = _targets(problem, cut.core, adjoint), _shape(problem)
     kernel, scratch = _backward_code(cut.core, shape, targets)
     packed = _Packed.of(problem, cut.core, given)
@@ -175,20 +173,6 @@ def _targets_of(core: Program, adjoint: Adjoint, sides: tuple[tuple[str, int], .
 def _targets(problem: Problem, core: Program, adjoint: Adjoint) -> Targets:
     groups = ((problem.query, QUERY), (problem.source, SOURCE), (problem.shared, SHARED))
     return _targets_of(core, adjoint, tuple((name, side) for group, side in groups for name in group))
-
-
-def _evaluated(cut: Stages, problem: Problem) -> dict[str, Tensor]:
-    """Inputs of the core of a reverse program: what is not of a pair is computed beforehand."""
-    given: dict[str, Tensor] = {}
-    for side, own in ((SHARED, {}), (QUERY, problem.query), (SOURCE, problem.source)):
-        lead = 0 if side == SHARED else 2
-        inputs = own | {
-            name: tensor if side == SHARED else tensor[None, None] for name, tensor in problem.shared.items()
-        }
-        part = cut.of(side)
-        made = run(part, {item.name: inputs[item.name] for item in part.inputs}, lead)
-        given.update(zip(cut.names[side], made, strict=True))
-    return given
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,7 @@ def _problem(
         normalise,
         None if before < 0 else before,
         None if after < 0 else after,
+        value.dtype if value.dtype in (torch.bfloat16, torch.float16) else None,
     )
 
 

@@ -32,6 +32,7 @@ class Problem:
         queries: N.
         normalise: Whether the weights are softmax of the core's output over the sources.
         before, after: Sources from i − before to i + after take part; None is all of that side.
+        half: bfloat16 or float16 where the call came in it: matrix products may take their factors in it.
     """
 
     core: Program
@@ -44,6 +45,7 @@ class Problem:
     normalise: bool
     before: int | None
     after: int | None
+    half: torch.dtype | None = None
 
     @property
     def batch(self) -> int:
