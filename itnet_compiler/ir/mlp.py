@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ from .pair.weighting import allowed_pairs, apply_weights, weighted
 
 __all__ = ["Mlp", "pairs_in"]
 
+_SIDES = (("query", QUERY), ("source", SOURCE))
+
 
 @dataclass(frozen=True)
 class Mlp(Kernel):
@@ -27,6 +30,10 @@ class Mlp(Kernel):
         z ← W_l·GELU(z) + b_l                                                              ``depth`` − 1 more
         κ(i, j) = W_o·GELU(z) + b_o                                                        one number a head
         y_i = Σ_j w_j·κ_h(i, j)·v_j,  or with ``normalise``  Σ_j w_j·exp(κ_h(i, j))·v_j / Σ_j w_j·exp(κ_h(i, j))
+
+    and with ``base`` the network is added to a bilinear score, with a gate (relaxation: at g = 0 it is attention),
+
+        κ_h(i, j) ← ⟨q_{i,h}, k_{j,h}⟩/√E + g_h·κ_h(i, j)
 
     with Fourier features φ(p) = [cos Ωp, sin Ωp] of frequencies Ω and the exact GELU(z) = z·Φ(z). The kernel of the
     integral transforms of ITNet (arXiv 2606.19538); terms whose operands are missing are left out.
@@ -39,6 +46,7 @@ class Mlp(Kernel):
         absolute: Ω of φ_a, (A, P).
         query_weight, source_weight, relative_weight: W_q (D, C + 2A), W_s (D, C' + 2A), W_r (D, 2F).
         bias: b, (D,).
+        base_query, base_source, gate: q (B, N, H, E), k (B, M, H, E), g (H,), with ``base``.
         layers: The list [W_2, b_2, …, W_o, b_o]; W_l (D, D), W_o (H, D).
         measure: w, (1 or B, M): quadrature weights of the sources; not negative where the weights are normalised.
         mask: bool, (1 or B, 1 or N, M), True where a pair takes part. A query without any pair gets 0.
@@ -46,6 +54,7 @@ class Mlp(Kernel):
     Attributes:
         depth: Number of hidden layers.
         normalise: Whether κ is a score, and its softmax over the sources the weight.
+        base: Whether it is added to a bilinear score.
     """
 
     family: ClassVar[str] = "mlp"
@@ -53,6 +62,7 @@ class Mlp(Kernel):
 
     depth: int = 1
     normalise: bool = False
+    base: bool = False
 
     def properties(self, domain: Domain) -> frozenset[str]:
         """Normalised wherever a query has a source at all."""
@@ -92,15 +102,19 @@ class Mlp(Kernel):
         for weight, bias in zip(operands["layers"][::2], operands["layers"][1::2], strict=True):
             total = F.gelu(total) @ weight.T + bias
         value, queries = operands["value"], _queries(operands)
+        if self.base:
+            query, source = operands["base_query"], operands["base_source"]
+            score = torch.einsum("bihe,bjhe->bijh", query, source) / math.sqrt(query.shape[-1])
+            total = score + operands["gate"] * total
         full = total.expand(value.shape[0], queries, value.shape[2], total.shape[-1])
         return full.permute(0, 3, 1, 2)
 
     def shapes_of_pair(self, operands: Operands) -> tuple[tuple[str, Shape], ...]:
         """Role and shape for one pair of what κ depends on; ``layers`` are given as ``layers_0`` …"""
         frame = ("value", "measure", "mask")
-        ends = ("_position", "_features")
+        ends = ("_position", "_features", "base_query", "base_source")
         return tuple(
-            (role, tuple(int(n) for n in (tensor.shape[-1:] if role.endswith(ends) else tensor.shape)))
+            (role, tuple(int(n) for n in (tensor.shape[2:] if role.endswith(ends) else tensor.shape)))
             for role, tensor in operands.items()
             if role not in frame
         )
@@ -119,7 +133,7 @@ class Mlp(Kernel):
             return [b.elementwise("cos", phase), b.elementwise("sin", phase)]
 
         total = shared("bias")
-        for name, side in (("query", QUERY), ("source", SOURCE)):
+        for name, side in _SIDES:
             ends = [end(f"{name}_features", side)] if f"{name}_features" in shapes else []
             if "absolute" in shapes:
                 ends += fourier(b.linear(end(f"{name}_position", side), shared("absolute")))
@@ -132,6 +146,11 @@ class Mlp(Kernel):
         for place in range(0, 2 * self.depth, 2):
             hidden = b.linear(b.elementwise("gelu", total), shared(f"layers_{place}"))
             total = b.add(hidden, shared(f"layers_{place + 1}"))
+        if self.base:
+            heads = [b.input(f"base_{name}", side, shapes[f"base_{name}"]) for name, side in _SIDES]
+            scale = b.constant(1.0 / math.sqrt(shapes["base_query"][-1]))
+            score = b.sum(b.mul(b.mul(heads[0], scale), heads[1]), [1])
+            total = b.add(score, b.mul(shared("gate"), total))
         return b.program([total])
 
     def miniature(self, domain: Domain, roles: tuple[str, ...]) -> Sample:
@@ -168,6 +187,9 @@ class Mlp(Kernel):
             "relative_weight": Draw((hidden, 2 * waves)),
             "bias": Draw((hidden,)),
             "layers": layers,
+            "base_query": Draw((batch, queries, heads, 5)),
+            "base_source": Draw((batch, sources, heads, 5)),
+            "gate": Draw((heads,)),
             "measure": Draw((batch, sources), "positive"),
             "mask": Draw((batch, queries, sources), "bool"),
         }
@@ -181,6 +203,8 @@ class Mlp(Kernel):
         hidden = int(operands["bias"].shape[0])
         flops = 2 * hidden + self.depth * 22 * hidden + (self.depth - 1) * 2 * hidden**2
         flops += heads * (2 * hidden + 2 * width + (14 if self.normalise else 0))
+        if self.base:
+            flops += heads * (2 * int(operands["base_query"].shape[-1]) + 2)
         if "frequencies" in operands:
             waves, axes = map(int, operands["frequencies"].shape)
             flops += axes + waves * (2 * axes + 28) + 4 * waves * hidden
@@ -202,6 +226,7 @@ class Mlp(Kernel):
         return [
             plain._sample(everywhere, full),
             scores._sample(everywhere, full),
+            cls(normalise=True, base=True)._sample(past, (*full[:-2], "base_query", "base_source", "gate")),
             deep._sample(past, full[:-2], lengths=(9, 5), heads=1),
             cls(depth=3, normalise=True)._sample(past, full[:-2], lengths=(5, 9)),
             plain._sample(everywhere, relative, batch=1, axes=1, width=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,14 @@ class KernelFunction:
     def integral(self, value: Tensor, **given: Any) -> Tensor:
         """``itnet.nn.integral(self, value, …)``."""
         return integral(self, value, **given)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KernelFunction:
+        """Itself, as functions are: what it captured stays the same tensors."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, as functions are."""
+        return _named, (self.function.__module__, self.function.__qualname__)
 
     def __repr__(self) -> str:
         return f"kernel {self.function.__name__} ({_line(self.function)})"
@@ -211,6 +220,11 @@ def _checked(function: Callable[..., Any]) -> bool:
             source_line=_line(function),
         )
     return bool(others)
+
+
+def _named(module: str, name: str) -> Any:
+    """The kernel function of a module."""
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
 def _line(function: Callable[..., Any]) -> str | None:
