@@ -101,7 +101,8 @@ def lower(unified: Any, example_inputs: Any = None, *, method: str = "library", 
     Args:
         unified: A unified model.
         example_inputs: Not needed by the methods there are now; a call that is not captured yet is captured.
-        method: ``library`` (the exact library kernel) or ``reference`` (the dense definition; slow).
+        method: ``library`` (the exact library kernel), ``tiled`` (kernels that are functions of a pair, without storing
+            all pairs) or ``reference`` (the dense definition; slow).
         only: Glob over names of integrals.
 
     Returns:
