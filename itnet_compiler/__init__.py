@@ -3,7 +3,7 @@
 An independent implementation of the idea of ITNet (arXiv 2606.19538), not affiliated with its authors.
 """
 
-from . import nn
+from . import models, nn
 from .errors import CaptureError, InputError, ItnetError, KernelError, LoweringError, ModelError, VerificationError
 from .ir.integral import Integral
 from .nn import kernel
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "kernel",
     "lower",
+    "models",
     "nn",
     "unify",
 ]
