@@ -1,6 +1,6 @@
 """Mamba of transformers: a loop over tokens in Python becomes one node a layer, and an order of magnitude shorter.
 
-pip install "itnet-compiler[examples,scan]"
+pip install "itnet-compiler[examples,cpu]"
 python examples/mamba.py
 """
 

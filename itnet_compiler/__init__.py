@@ -3,8 +3,10 @@
 An independent implementation of the idea of ITNet (arXiv 2606.19538), not affiliated with its authors.
 """
 
-from .errors import CaptureError, InputError, ItnetError, LoweringError, ModelError, VerificationError
+from . import models, nn
+from .errors import CaptureError, InputError, ItnetError, KernelError, LoweringError, ModelError, VerificationError
 from .ir.integral import Integral
+from .nn import kernel
 from .unified import Unified
 from .unify import lower, unify
 from .version import __version__
@@ -14,11 +16,15 @@ __all__ = [
     "InputError",
     "Integral",
     "ItnetError",
+    "KernelError",
     "LoweringError",
     "ModelError",
     "Unified",
     "VerificationError",
     "__version__",
+    "kernel",
     "lower",
+    "models",
+    "nn",
     "unify",
 ]

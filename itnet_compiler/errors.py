@@ -6,6 +6,7 @@ __all__ = [
     "CaptureError",
     "InputError",
     "ItnetError",
+    "KernelError",
     "LoweringError",
     "ModelError",
     "VerificationError",
@@ -62,3 +63,7 @@ class VerificationError(ItnetError, RuntimeError):
 
 class LoweringError(ItnetError, RuntimeError):
     """A lowering was asked for that the node does not support."""
+
+
+class KernelError(ItnetError, ValueError):
+    """A kernel function does what it cannot do, or is given what does not fit it."""

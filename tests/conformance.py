@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from itnet_compiler.ir.domain import Keys, Past, Window
+from itnet_compiler.ir.domain import Band, Keys, Past, Window
 from itnet_compiler.ir.kernel import Draw, Kernel, Sample
 from itnet_compiler.lowering.base import find_lowering
 
@@ -32,6 +32,8 @@ __all__ = ["Case", "check_case", "conformance_cases", "relative_error"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 PROPERTIES = ("linear", "stationary", "causal", "normalised", "separable")
 MINIATURE_LIMIT = 4_000_000
+# Operands with a value for every source position.
+SOURCES = {"input", "key", "value", "source_position", "source_features", "pos_k", "feat_k"}
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def _normalised(case: Case) -> None:
 
 def _position_axes(sample: Sample) -> tuple[int, int]:
     """Axis of positions in the value operand and in the output."""
-    if isinstance(sample.spec.domain, Keys):
+    if isinstance(sample.spec.domain, (Keys, Band)):
         return -2, -2
     if (axis := getattr(sample.spec.kernel, "time_axis", None)) is not None:
         return axis, axis
@@ -236,7 +238,7 @@ def _causal(case: Case) -> None:
     count = operands[_value_role(case.sample)].shape[source_axis]
     for cut in sorted({1, count // 2, count - 1} & set(range(1, count))):
         changed = dict(operands)
-        for role in {"input", "key", "value"} & set(operands):
+        for role in SOURCES & set(operands):
             changed[role] = operands[role].clone()
             changed[role].narrow(source_axis, cut, count - cut).mul_(-1).add_(1)
         after = _first(_definition(case.sample, changed))

@@ -27,19 +27,21 @@ MAY_IMPORT["lowering"] = BASE | {"ir"}
 MAY_IMPORT["passes"] = MAY_IMPORT["lowering"] | {"lowering"}
 MAY_IMPORT["capture"] = MAY_IMPORT["passes"] | {"passes"}
 MAY_IMPORT["runtime"] = MAY_IMPORT["capture"] | {"capture", "progress"}
+MAY_IMPORT["nn"] = MAY_IMPORT["runtime"] | {"runtime"}
+MAY_IMPORT["models"] = MAY_IMPORT["nn"] | {"nn"}
 MAY_IMPORT["inspect"] = MAY_IMPORT["runtime"] | {"runtime"}
 MAY_IMPORT["unified"] = MAY_IMPORT["inspect"] | {"inspect"}
 MAY_IMPORT["unify"] = MAY_IMPORT["unified"] | {"unified"}
 MAY_IMPORT["demo"] = BASE | {"unify"}
 MAY_IMPORT["arguments"] = BASE
 MAY_IMPORT["cli"] = MAY_IMPORT["unify"] | {"arguments", "demo", "unify"}
-MAY_IMPORT["__init__"] = MAY_IMPORT["unify"] | {"unify"}
+MAY_IMPORT["__init__"] = MAY_IMPORT["unify"] | {"models", "nn", "unify"}
 
 NETWORK = set(
     "aiohttp asyncio ftplib http httpx huggingface_hub requests smtplib socket socketserver ssl telnetlib urllib"
     " urllib3 webbrowser xmlrpc".split()
 )
-HEAVY = ("matplotlib", "networkx", "numba", "onnx", "sklearn", "timm", "torchvision", "transformers", "triton")
+HEAVY = tuple("llvmlite matplotlib networkx numba onnx sklearn timm torchvision transformers triton".split())
 LONGEST = 400
 # What modules of runtime/scan are written in; without them others run.
 COMPILERS = {"llvmlite", "numba", "triton"}

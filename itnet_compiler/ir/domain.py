@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Domain", "Grid", "Keys", "Past", "Window"]
+__all__ = ["Band", "Domain", "Grid", "Keys", "Past", "Window", "reach"]
 
 
 def _axes(values: tuple[object, ...]) -> str:
@@ -77,6 +77,37 @@ class Keys(Domain):
 
     def describe(self) -> str:
         return "past keys" if self.causal else "keys"
+
+
+@dataclass(frozen=True)
+class Band(Domain):
+    """The keys whose index is near that of the query: from i − before to i + after.
+
+    Attributes:
+        before: None is all keys before the query.
+        after: None is all keys after it; 0 is causal.
+    """
+
+    before: int | None
+    after: int | None
+
+    def __post_init__(self) -> None:
+        if min(self.before or 0, self.after or 0) < 0:
+            raise ValueError("a band holds the query's own index: before and after are at least 0")
+
+    def describe(self) -> str:
+        low = "" if self.before is None else f"-{self.before}"
+        high = "" if self.after is None else f"+{self.after}"
+        return f"band[{low}:{high}]"
+
+
+def reach(domain: Domain) -> tuple[int | None, int | None]:
+    """How far before and after the index of the query the keys of a domain lie; None is all the way."""
+    if isinstance(domain, Band):
+        return domain.before, domain.after
+    if isinstance(domain, Keys):
+        return None, 0 if domain.causal else None
+    raise TypeError(f"{domain.describe()} is no set of keys")
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Spec:
 class Draw:
     """How to draw one random operand: shape and kind.
 
-    ``float``: normal, with standard deviation ``deviation``; ``positive``: exp of that; ``negative``: minus its
+    ``float``: normal, with standard deviation ``deviation``; ``positive``: between 0.5 and 1.5; ``negative``: minus its
     absolute value; ``fraction``: between 0 and 1; ``unit``: of length 1 along the last axis; ``complex``: both parts
     normal; ``bool``: about 70 % True; ``long``: 0 or 1; ``mask``: 0 or −∞.
     """
@@ -171,7 +171,7 @@ class Draw:
     def shaped(self, value: Tensor) -> Tensor:
         """Normal numbers brought where this kind has its values."""
         if self.kind == "positive":
-            return value.exp()
+            return torch.sigmoid(value) + 0.5
         if self.kind == "negative":
             return -value.abs()
         if self.kind == "fraction":

@@ -70,7 +70,7 @@ class Softmax(Kernel):
         """s, (…, L, S)."""
         assert isinstance(domain, Keys)
         query, mask = operands["query"], operands.get("mask")
-        key = self._all_heads(operands["key"], query)
+        key = self.all_heads(operands["key"], query)
         scale = 1.0 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
         scores = torch.einsum("...id,...jd->...ij", query, key) * scale
         if mask is not None and mask.dtype == torch.bool:
@@ -84,10 +84,10 @@ class Softmax(Kernel):
 
     def apply_matrix(self, domain: Domain, matrix: Tensor, **operands: Any) -> Tensor:
         """Σ_j K(i, j)·v_j, (…, L, V)."""
-        value = self._all_heads(operands["value"], operands["query"])
+        value = self.all_heads(operands["value"], operands["query"])
         return torch.einsum("...ij,...jv->...iv", matrix, value)
 
-    def _all_heads(self, tensor: Tensor, query: Tensor) -> Tensor:
+    def all_heads(self, tensor: Tensor, query: Tensor) -> Tensor:
         """Keys or values repeated along axis −3, so that there is one head for each of the query's."""
         if not self.grouped:
             return tensor

@@ -20,7 +20,7 @@ from .mask_patterns import made_of, may_hide, read, within_segments
 from .match import Match, Proposal, op_name, propose, rule, value_of
 from .operators import operator_name
 from .products import without_sum
-from .verify import hint
+from .sampling import hint
 
 __all__ = ["attention_by_hand"]
 

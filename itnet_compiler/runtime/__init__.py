@@ -1,3 +1,4 @@
 """The runtime: generated code, variants, and the choice between them at every call."""
 
 from . import scan as scan  # registers torch.ops.itnet.*
+from . import tiled as tiled  # registers torch.ops.itnet.pair_integral

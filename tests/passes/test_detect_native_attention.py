@@ -93,7 +93,8 @@ def test_masked_encoder_layer(keywords: dict[str, Any], mask: str) -> None:
 
 def test_masks_leave_something_to_compare() -> None:
     """In the verification; any number but 0 masks, so that random numbers would mask all."""
-    from itnet_compiler.passes.verify import _draw_inputs, _inputs, real_sizes
+    from itnet_compiler.passes.sampling import real_sizes
+    from itnet_compiler.passes.verify import _draw_inputs, _inputs
 
     layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True)
     proposal = encoder_layer(_anchor(encoder_layer, layer, X, src_key_padding_mask=PADDED))

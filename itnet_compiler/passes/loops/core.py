@@ -11,7 +11,7 @@ from torch.fx import Node
 from ...ir.body import Body, Ref, map_refs, refs_of
 from ...ir.loop import Loop, Shape
 from ...ir.mode import Mode
-from ..verify import hint
+from ..sampling import hint
 from .rolled import Rolled
 
 __all__ = ["Core", "prune"]

@@ -20,7 +20,8 @@ from ...ir.loop import Loop
 from ...lowering.base import default_lowering
 from ...settings import NEAR_MISSES, debug
 from ..effects import is_random, written_arguments
-from ..verify import draw, other_sizes, real_sizes, relative_error, widened
+from ..sampling import draw, other_sizes, real_sizes
+from ..verify import relative_error, widened
 
 __all__ = ["Replacement", "check_replacement"]
 

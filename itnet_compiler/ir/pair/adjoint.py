@@ -1,0 +1,256 @@
+"""Reverse differentiation of pair programs: a program that recomputes the values and returns the cotangents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+
+from .builder import Builder
+from .program import PAIR, Program, Shape, without_dead_values
+
+__all__ = ["Adjoint", "Product", "adjoint"]
+
+SEED = "cotangent"
+
+
+@dataclass(frozen=True)
+class Product:
+    """A part of a matrix's cotangent: the sum over all pairs, and over leading axes, of left ⊗ right.
+
+    Attributes:
+        matrix: Name of the shared input.
+        left: Value (…, m).
+        right: Value (…, n).
+    """
+
+    matrix: str
+    left: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """What ``adjoint`` finds.
+
+    Attributes:
+        program: The program again, then its reverse; one more input, ``cotangent``, of the output's shape and of the
+            pair. Its outputs are the forward output; the cotangents of ``inputs`` for one pair, to be summed over
+            all pairs that share the input; left and right of each product.
+        inputs: Names of the inputs that a cotangent reaches, other than through ``products``.
+        products: Cotangents of the matrices of linear maps.
+    """
+
+    program: Program
+    inputs: tuple[str, ...]
+    products: tuple[Product, ...]
+
+
+def adjoint(program: Program, wanted: Container[str] | None = None) -> Adjoint:
+    """Differentiate a program of one output with respect to the inputs ``wanted`` (None: all of them)."""
+    reverse = _Reverse(program, wanted)
+    reverse.run()
+    names = tuple(
+        item.name for item in program.inputs if item.number in reverse.cotangents and reverse.needed[item.number]
+    )
+    numbers = {item.name: item.number for item in program.inputs}
+    (output,) = program.outputs
+    kept = [output, *(reverse.cotangents[numbers[name]] for name in names)]
+    for product in reverse.products:
+        kept += [product.left, product.right]
+    return _compact(reverse.b.program(kept), names, reverse.products)
+
+
+def _compact(program: Program, names: tuple[str, ...], products: Sequence[Product]) -> Adjoint:
+    lean = without_dead_values(program)
+    count = 1 + len(names)
+    pairs = lean.outputs[count:]
+    found = tuple(
+        Product(product.matrix, pairs[2 * place], pairs[2 * place + 1]) for place, product in enumerate(products)
+    )
+    return Adjoint(lean, names, found)
+
+
+class _Reverse:
+    def __init__(self, program: Program, wanted: Container[str] | None) -> None:
+        self.b, self.wanted = Builder(), wanted
+        self.needed: list[bool] = []
+        for value in program.values:  # numbers stay the same: a program holds no value twice
+            self.b.emit(value.op, value.args, value.shape, value.attrs)
+        if len(self.b.values) != len(program.values):
+            raise ValueError("a program to be differentiated holds no value twice")
+        self.forward = program
+        self.cotangents: dict[int, int] = {}
+        self.products: list[Product] = []
+
+    def run(self) -> None:
+        (output,) = self.forward.outputs
+        self.cotangents[output] = self.b.input(SEED, PAIR, self.forward.values[output].shape)
+        self.needed = needed = self._needed()
+        for number in range(len(self.forward.values) - 1, -1, -1):
+            value = self.forward.values[number]
+            if number in self.cotangents and value.op not in ("input", "constant"):
+                for arg, cotangent in zip(value.args, self._pull(number), strict=True):
+                    if cotangent is not None and needed[arg]:
+                        self._add(arg, cotangent)
+
+    def _needed(self) -> list[bool]:
+        """Whether a value depends on a wanted input."""
+        found: list[bool] = []
+        for value in self.forward.values:
+            if value.op == "input":
+                found.append(self.wanted is None or value.attrs[0] in self.wanted)
+            else:
+                found.append(any(found[arg] for arg in value.args))
+        return found
+
+    def _add(self, number: int, cotangent: int) -> None:
+        cotangent = self._reduced(cotangent, self.b.shape(number))
+        before = self.cotangents.get(number)
+        self.cotangents[number] = cotangent if before is None else self.b.add(before, cotangent)
+
+    def _reduced(self, cotangent: int, shape: Shape) -> int:
+        """Summed over the axes along which a value of ``shape`` was broadcast."""
+        found = self.b.shape(cotangent)
+        front = len(found) - len(shape)
+        axes = [
+            *range(front),
+            *(front + axis for axis, n in enumerate(shape) if n == 1 and found[front + axis] != 1),
+        ]
+        if axes:
+            cotangent = self.b.sum(cotangent, axes)
+        return self.b.reshape(cotangent, shape)
+
+    def _pull(self, number: int) -> list[int | None]:
+        """Cotangents of a value's arguments, each of a shape that reduces to the argument's."""
+        b, value, g = self.b, self.forward.values[number], self.cotangents[number]
+        if value.op in _ELEMENTWISE:
+            return _ELEMENTWISE[value.op](b, value.args, number, g)
+        x = value.args[0]
+        shape, attrs = b.shape(x), value.attrs
+        if value.op == "linear":
+            return self._linear(value.args, g)
+        if value.op == "power":
+            exponent = float(attrs[0])  # type: ignore[arg-type]
+            return [b.mul(g, b.mul(b.constant(exponent), b.power(x, exponent - 1.0)))]
+        if value.op == "reshape":
+            return [b.reshape(g, shape)]
+        if value.op == "expand":
+            return [g]
+        if value.op == "permute":
+            order: tuple[int, ...] = attrs[0]  # type: ignore[assignment]
+            return [b.permute(g, [order.index(axis) for axis in range(len(order))])]
+        if value.op == "cat":
+            return self._cat(value.args, int(attrs[0]), g)  # type: ignore[call-overload]
+        if value.op == "slice":
+            return [self._slice(shape, g, *(int(attr) for attr in attrs))]  # type: ignore[call-overload]
+        if value.op in ("sum", "amax"):
+            axes: tuple[int, ...] = attrs[0]  # type: ignore[assignment]
+            kept = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+            wide = b.expand(b.reshape(g, kept), shape)
+            if value.op == "sum":
+                return [wide]
+            hit = b.elementwise("real", b.elementwise("eq", x, b.reshape(number, kept)))
+            share = b.div(hit, b.sum(hit, axes, keepdim=True))
+            return [b.mul(wide, share)]
+        raise ValueError(f"{value.op} has no derivative")
+
+    def _linear(self, args: tuple[int, ...], g: int) -> list[int | None]:
+        x, weight = args
+        b = self.b
+        matrix = self.forward.values[weight]
+        if matrix.op != "input":
+            raise ValueError("the matrix of a linear map is no input")
+        if self.needed[weight]:
+            self.products.append(Product(str(matrix.attrs[0]), g, x))
+        return [b.linear(g, b.transpose(weight)) if self.needed[x] else None, None]
+
+    def _cat(self, parts: tuple[int, ...], axis: int, g: int) -> list[int | None]:
+        found: list[int | None] = []
+        start = 0
+        for part in parts:
+            size = self.b.shape(part)[axis]
+            found.append(self.b.slice(g, axis, start, start + size))
+            start += size
+        return found
+
+    def _slice(self, shape: Shape, g: int, axis: int, start: int, stop: int, step: int) -> int:
+        """The cotangent with zeros where nothing was taken."""
+        b = self.b
+
+        def zeros(size: int) -> int:
+            return b.expand(b.constant(0.0), tuple(size if i == axis else n for i, n in enumerate(shape)))
+
+        taken = range(start, min(stop, shape[axis]), step)
+        parts: list[int] = []
+        place = 0
+        for index, source in enumerate(taken):
+            if step == 1 and index:
+                break
+            if source > place:
+                parts.append(zeros(source - place))
+            width = len(taken) if step == 1 else 1
+            parts.append(b.slice(g, axis, index, index + width))
+            place = source + width
+        if shape[axis] > place:
+            parts.append(zeros(shape[axis] - place))
+        return b.cat(parts, axis)
+
+
+Rule = Callable[[Builder, tuple[int, ...], int, int], "list[int | None]"]
+
+
+def _unary(derivative: Callable[[Builder, int, int], int]) -> Rule:
+    """g times the derivative, written with the argument and the result."""
+    return lambda b, args, out, g: [b.mul(g, derivative(b, args[0], out))]
+
+
+def _nothing(b: Builder, args: tuple[int, ...], out: int, g: int) -> list[int | None]:
+    return [None] * len(args)
+
+
+def _extreme(stronger: str) -> Rule:
+    """Of maximum and minimum: to the one that wins; half to each where they are equal, as in torch."""
+
+    def rule(b: Builder, args: tuple[int, ...], out: int, g: int) -> list[int | None]:
+        one, other = args
+        half, zero = b.mul(b.constant(0.5), g), b.constant(0.0)
+        tie = b.elementwise("eq", one, other)
+        return [
+            b.where(tie, half, b.where(b.elementwise(stronger, x, y), g, zero)) for x, y in ((one, other), (other, one))
+        ]
+
+    return rule
+
+
+def _where(b: Builder, args: tuple[int, ...], out: int, g: int) -> list[int | None]:
+    zero = b.constant(0.0)
+    return [None, b.where(args[0], g, zero), b.where(args[0], zero, g)]
+
+
+_ELEMENTWISE: dict[str, Rule] = {
+    "neg": lambda b, args, out, g: [b.neg(g)],
+    "abs": _unary(lambda b, x, y: b.elementwise("sign", x)),
+    "exp": _unary(lambda b, x, y: y),
+    "log": lambda b, args, out, g: [b.div(g, args[0])],
+    "log1p": lambda b, args, out, g: [b.div(g, b.add(args[0], b.constant(1.0)))],
+    "expm1": _unary(lambda b, x, y: b.add(y, b.constant(1.0))),
+    "sqrt": lambda b, args, out, g: [b.div(b.mul(b.constant(0.5), g), out)],
+    "rsqrt": _unary(lambda b, x, y: b.mul(b.constant(-0.5), b.power(y, 3.0))),
+    "reciprocal": _unary(lambda b, x, y: b.neg(b.mul(y, y))),
+    "sin": _unary(lambda b, x, y: b.elementwise("cos", x)),
+    "cos": _unary(lambda b, x, y: b.neg(b.elementwise("sin", x))),
+    "tanh": _unary(lambda b, x, y: b.sub(b.constant(1.0), b.mul(y, y))),
+    "sigmoid": _unary(lambda b, x, y: b.mul(y, b.sub(b.constant(1.0), y))),
+    "erf": _unary(lambda b, x, y: b.mul(b.constant(2 / math.sqrt(math.pi)), b.elementwise("exp", b.neg(b.mul(x, x))))),
+    "relu": lambda b, args, out, g: [b.where(b.elementwise("gt", args[0], b.constant(0.0)), g, b.constant(0.0))],
+    "gelu": _unary(lambda b, x, y: b.elementwise("gelu_grad", x)),
+    "gelu_tanh": _unary(lambda b, x, y: b.elementwise("gelu_tanh_grad", x)),
+    "add": lambda b, args, out, g: [g, g],
+    "sub": lambda b, args, out, g: [g, b.neg(g)],
+    "mul": lambda b, args, out, g: [b.mul(g, args[1]), b.mul(g, args[0])],
+    "div": lambda b, args, out, g: [b.div(g, args[1]), b.neg(b.div(b.mul(g, out), args[1]))],
+    "maximum": _extreme("gt"),
+    "minimum": _extreme("lt"),
+    "where": _where,
+} | dict.fromkeys(("sign", "floor", "detach", "real", "not", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"), _nothing)

@@ -1,0 +1,244 @@
+"""The tiled integral in Triton: kernels generated from the pair program.
+
+One kernel forward; backward one each for the gradients of the queries, of the sources and of what is shared, which
+computes the kernel again: together they would need more registers than there are. Matrix products of float32 take
+three products of TF32 numbers, whose errors are those of float32. Sums have a fixed order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import math
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ir.pair.adjoint import Adjoint, adjoint
+from ...ir.pair.program import PAIR, QUERY, SHARED, SOURCE, Program
+from ...ir.pair.split import Stages, stages
+from ...settings import CODE, cache_directory, debug
+from .block_code import padded, unsupported
+from .block_kernels import PRELUDE, Kind, Reverse, backward_text, forward_text, shared_room
+from .evaluated import evaluated
+from .problem import Gradients, Problem
+
+__all__ = ["backward", "blocks", "forward", "kernels", "refusals", "reverse_programs", "wanted_of"]
+
+# float32 numbers of one value that a program holds in registers.
+_REGISTERS = 8192
+# Of matrix products of float32: three products of TF32 numbers.
+PRECISION = "tf32x3"
+
+
+def refusals(problem: Problem) -> tuple[str, ...]:
+    """Why Triton cannot run a call; nothing if it can."""
+    if problem.value.dtype != torch.float32:
+        return ("float64 runs in plain torch",)
+    reasons = unsupported(problem.core)
+    if reasons:
+        return reasons
+    plans = reverse_programs(problem.core, wanted_of(problem))
+    return tuple(dict.fromkeys(reason for plan in plans for reason in unsupported(plan.program)))
+
+
+def wanted_of(problem: Problem) -> frozenset[str]:
+    """All inputs of the core."""
+    return frozenset(problem.query | problem.source | problem.shared)
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """As ``plain.forward``."""
+    batch, heads, _, width = problem.value.shape
+    kind, packed = _kind(problem), _Packed.of(problem)
+    given = problem.query | problem.source | problem.shared
+    output = problem.value.new_empty((batch, problem.queries, heads, width))
+    normaliser = problem.value.new_empty((batch, problem.queries, heads) if problem.normalise else (0,))
+    settings = blocks(problem.core, "forward")
+    grid = (math.ceil(problem.queries / settings["BQ"]), batch)
+    with _on(problem.value):
+        kernels(forward_text(problem.core, kind)).forward[grid](
+            *packed.rows(problem, problem.core, given), output, normaliser, *packed.numbers(problem), **settings
+        )
+    return output.transpose(1, 2), normaliser.transpose(1, 2) if problem.normalise else normaliser
+
+
+def backward(problem: Problem, found: Adjoint, output: Tensor, normaliser: Tensor, grad: Tensor) -> Gradients:
+    """As ``plain.backward``."""
+    wanted = frozenset((*found.inputs, *(product.matrix for product in found.products)))
+    kind, packed = _kind(problem), _Packed.of(problem)
+    grad = grad.transpose(1, 2).contiguous()
+    level = slope = grad
+    if problem.normalise:
+        level = normaliser.masked_fill(normaliser == -math.inf, 0.0).transpose(1, 2).contiguous()
+        slope = (grad * output.transpose(1, 2)).sum(-1)
+    gradients: dict[str, Tensor] = {}
+    value = problem.value.new_empty((problem.batch, problem.sources, problem.heads, problem.value.shape[3]))
+    for what, plan in zip(_BACKWARD, reverse_programs(problem.core, wanted), strict=True):
+        side = SOURCE if what == "source" else QUERY
+        if side == QUERY and not (plan.names_of_rows or plan.names_of_shared):
+            continue
+        given = evaluated(plan.cut, problem)
+        settings = blocks(plan.program, what)
+        count = problem.queries if side == QUERY else problem.sources
+        grid = (math.ceil(count / settings["BQ" if side == QUERY else "BK"]), problem.batch)
+        rows = problem.value.new_empty((problem.batch, count, sum(size for _, _, size in plan.names_of_rows)))
+        common = problem.value.new_empty((grid[0] * grid[1], shared_room(plan.reverse)))
+        code = kernels(backward_text(plan.reverse, kind, side))
+        launch = code.backward_query if side == QUERY else code.backward_source
+        with _on(problem.value):
+            launch[grid](
+                *packed.rows(problem, plan.program, given),
+                grad,
+                level,
+                slope,
+                rows,
+                common if side == QUERY else value,
+                *packed.numbers(problem),
+                **settings,
+            )
+        plan.collect(problem, rows, common.double().sum(0).float(), gradients)
+    return Gradients(value.transpose(1, 2), gradients)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A reverse program of one side, in stages, and the names of the gradients that it makes.
+
+    Attributes:
+        cut: Stages of the reverse program; its core is ``program``.
+        reverse: For the code generator.
+        names_of_rows: (name, offset, size) in the rows of the side.
+        names_of_shared: The same in the shared gradient, once for each part that it is the sum of.
+    """
+
+    cut: Stages
+    reverse: Reverse
+    names_of_rows: tuple[tuple[str, int, int], ...]
+    names_of_shared: tuple[tuple[str, int, int], ...]
+
+    @property
+    def program(self) -> Program:
+        return self.reverse.program
+
+    def collect(self, problem: Problem, rows: Tensor, common: Tensor, gradients: dict[str, Tensor]) -> None:
+        """Put the gradients under their names."""
+        known = problem.query | problem.source | problem.shared
+        for name, offset, size in self.names_of_rows:
+            gradients[name] = rows[..., offset : offset + size].reshape(known[name].shape)
+        for name, offset, size in self.names_of_shared:
+            part = common[offset : offset + size].reshape(known[name].shape)
+            gradients[name] = gradients[name] + part if name in gradients else part
+
+
+# What each backward kernel finds the gradients of.
+_BACKWARD = {"query": QUERY, "source": SOURCE, "shared": SHARED}
+
+
+@lru_cache(maxsize=256)
+def reverse_programs(core: Program, wanted: frozenset[str]) -> tuple[_Plan, ...]:
+    """The reverse programs for the inputs of each side, in the order of the backward kernels."""
+    sides = {item.name: item.side for item in core.inputs}
+    return tuple(_plan(core, frozenset(n for n in wanted if sides[n] == side), sides) for side in _BACKWARD.values())
+
+
+def _plan(core: Program, wanted: frozenset[str], sides: dict[str, int]) -> _Plan:
+    found = adjoint(core, wanted)
+    cut = stages(found.program)
+    values, outputs = cut.core.values, cut.core.outputs
+    rows, shared, names_of_rows, names_of_shared = [], [], [], []
+    width = room = 0
+    for place, name in enumerate(found.inputs, start=1):
+        size = values[outputs[place]].size
+        if sides[name] == SHARED:
+            shared.append((place, room))
+            names_of_shared.append((name, room, size))
+            room += size
+        else:
+            rows.append((place, width))
+            names_of_rows.append((name, width, size))
+            width += size
+    products = []
+    for number, product in enumerate(found.products):
+        place = 1 + len(found.inputs) + 2 * number
+        size = values[outputs[place]].shape[-1] * values[outputs[place + 1]].shape[-1]
+        products.append((place, room))
+        names_of_shared.append((product.matrix, room, size))
+        room += size
+    reverse = Reverse(cut.core, tuple(rows), tuple(shared), tuple(products))
+    return _Plan(cut, reverse, tuple(names_of_rows), tuple(names_of_shared))
+
+
+def _kind(problem: Problem) -> Kind:
+    masked, half = problem.mask is not None, problem.half is not None
+    return Kind(problem.heads, int(problem.value.shape[3]), problem.normalise, masked, half)
+
+
+def blocks(program: Program, what: str) -> dict[str, Any]:
+    """Block sizes and warps of a kernel, so that the values of a block of pairs fit the registers of a program."""
+    widest = max((padded(v.size) for v, s in zip(program.values, program.sides, strict=True) if s == PAIR), default=1)
+    pairs = max(128, min(1024, _REGISTERS // (1 if what == "forward" else 2) // widest))
+    short = 1 << (pairs.bit_length() - 1) // 2
+    queries, sources = (pairs // short, short) if what == "source" else (short, pairs // short)
+    return {"BQ": queries, "BK": sources, "PRECISION": PRECISION, "num_warps": 8, "num_stages": 1}
+
+
+@lru_cache(maxsize=256)
+def kernels(text: str) -> ModuleType:
+    """The Triton functions of a source text, kept in a file so that Triton finds and caches them."""
+    text = PRELUDE + text
+    name = "itnet_tiled_" + hashlib.sha256(text.encode()).hexdigest()[:32]
+    file = cache_directory() / "tiled" / f"{name}.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
+        debug(CODE, "%s", text)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Tensors of a call that all kernels read: values (B, M, H·V) and the mask as bytes."""
+
+    value: Tensor
+    mask: Tensor
+
+    @staticmethod
+    def of(problem: Problem) -> _Packed:
+        value = problem.value.transpose(1, 2).to(problem.half or problem.value.dtype).contiguous()
+        mask = value if problem.mask is None else problem.mask.to(torch.uint8).contiguous()
+        return _Packed(value, mask)
+
+    def rows(self, problem: Problem, program: Program, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Inputs of the query (B, N, width), of the source (B, M, width), shared (width); value; mask."""
+        leads = {QUERY: (problem.batch, problem.queries), SOURCE: (problem.batch, problem.sources), SHARED: ()}
+        joined = []
+        for side in (QUERY, SOURCE, SHARED):
+            lead = leads[side]
+            parts = [given[item.name] for item in program.inputs if item.side == side]
+            flat = [part.expand((*lead, *part.shape[len(lead) :])).reshape(*lead, -1) for part in parts]
+            joined.append(torch.cat(flat, -1).contiguous() if flat else problem.value.new_empty((*lead, 1)))
+        return (*joined, self.value, self.mask)
+
+    def numbers(self, problem: Problem) -> tuple[int, ...]:
+        """Queries, sources, before, after, and the strides of the mask."""
+        mask, bounds = problem.mask, (problem.before, problem.after)
+        batch = self.mask.stride(0) if mask is not None and mask.shape[0] > 1 else 0
+        row = self.mask.stride(1) if mask is not None and mask.shape[1] > 1 else 0
+        return (problem.queries, problem.sources, *(-1 if bound is None else bound for bound in bounds), batch, row)

@@ -1,0 +1,91 @@
+"""This CPU's machine code from LLVM code: compiled once, kept on disk, called without the interpreter's lock."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+from llvmlite import binding as llvm
+
+from ...settings import CODE, cache_directory, debug
+
+__all__ = ["compiled", "lanes"]
+
+
+@cache
+def _target() -> tuple[Any, str]:
+    """(target machine of this CPU, what tells its code from that of others)."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    name, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features()
+    flags = features.flatten()
+    if features.get("avx512f"):
+        flags += ",-prefer-256-bit"
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu=name, features=flags, opt=3, jit=True)
+    return machine, f"{llvmlite.__version__} {llvm.llvm_version_info} {name} {flags}"
+
+
+@cache
+def lanes() -> int:
+    """float32 numbers in a vector register."""
+    features = llvm.get_host_cpu_features()
+    return 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
+
+
+@lru_cache(maxsize=256)
+def compiled(text: str) -> Callable[..., None]:
+    """The function ``run`` of a module, which takes integers and addresses only."""
+    machine, identity = _target()
+    file = cache_directory() / "tiled" / (hashlib.sha256(f"{identity}\n{text}".encode()).hexdigest() + ".o")
+    code = _read(file)
+    if code is None:
+        debug(CODE, "%s", text)
+        code = _compile(text, machine)
+        _write(file, code)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    arguments = text[text.index('@"run"(') :].split(")", 1)[0].count("%")
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(engine.get_function_address("run"))
+
+
+# Engines own the code that they have loaded.
+_engines: list[Any] = []
+
+
+def _compile(text: str, machine: Any) -> bytes:
+    module = llvm.parse_assembly(text)
+    module.verify()
+    # The code is in vectors already, and unrolled where that pays.
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return bytes(machine.emit_object(module))
+
+
+def _read(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
+
+
+def _write(file: Path, code: bytes) -> None:
+    """Write at once and whole, so that another process never reads half; a full or read-only disk costs time only."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(code)
+        Path(name).replace(file)
+    except OSError as error:
+        debug(CODE, "compiled code is not kept: %s", error)
