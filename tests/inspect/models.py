@@ -70,7 +70,7 @@ class Tagger(nn.Module):
 
 
 class Accumulating(nn.Module):
-    """A running sum over the positions, which no family stands for, beside a convolution."""
+    """A running product over the positions, which no family stands for, beside a convolution."""
 
     def __init__(self) -> None:
         super().__init__()

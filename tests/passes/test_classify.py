@@ -125,7 +125,7 @@ P, R, N, T, U = Category.POINTWISE, Category.REINDEXING, Category.NORMALISATION,
         ("cumsum", lambda m, x: (x > 0).long().cumsum(1), T, "counts and offsets"),
         ("dropout", lambda m, x: F.dropout(x, 0.1), P, "elementwise"),
         ("add", lambda m, x: x.add_(1), P, "elementwise"),
-        ("fft_rfft", lambda m, x: torch.fft.rfft(x, dim=1), U, "no rule knows aten.fft_rfft"),
+        ("fft_rfft", lambda m, x: torch.fft.rfft(x, dim=1), U, "fft_rfft over a position axis"),
         ("linalg_inv", lambda m, x: torch.linalg.inv(x.mT @ x), U, "no rule knows aten.linalg_inv"),
         ("cos", lambda m, x: x.new_zeros(3).cos() + x[..., :3], Category.SUPPORT, "does not depend on activations"),
         ("zeros_like", lambda m, x: torch.zeros_like(x) + x, Category.SUPPORT, "a constant, but for its size"),
@@ -212,7 +212,7 @@ def test_coverage():
 
 
 def test_coverage_after_detection():
-    graph = alone_of(of_image(lambda m, x: F.avg_pool2d(x, 2).mean((2, 3), keepdim=True) * x.cumsum(2)))
+    graph = alone_of(of_image(lambda m, x: F.avg_pool2d(x, 2).mean((2, 3), keepdim=True) * x.cumprod(2)))
     assert coverage(classify(graph)) == 0.0
     detect(graph, verifier=None)
     assert coverage(classify(graph)) == 0.75
