@@ -7,7 +7,8 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from llvmlite import binding as llvm
 
 from ...settings import CODE, cache_directory, debug
 
-__all__ = ["compiled", "lanes"]
+__all__ = ["Written", "compiled", "lanes"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """LLVM code of one function ``run``, and the float32 numbers of scratch memory that a call of it needs."""
+
+    text: str
+    scratch: int
 
 
 @cache
@@ -39,22 +48,37 @@ def lanes() -> int:
     return 16 if features.get("avx512f") else 8 if features.get("avx2") else 4
 
 
-@lru_cache(maxsize=256)
-def compiled(text: str) -> Callable[..., None]:
-    """The function ``run`` of a module, which takes integers and addresses only."""
+def compiled(key: str, arguments: int, write: Callable[[], Written]) -> tuple[Callable[..., None], int]:
+    """The function ``run`` that ``write`` gives, and the scratch memory that it needs.
+
+    Args:
+        key: What the code is written from; with the same key it is read from the disk and not written again.
+        arguments: How many integers or addresses ``run`` takes.
+        write: Writes the LLVM code.
+    """
     machine, identity = _target()
-    file = cache_directory() / "tiled" / (hashlib.sha256(f"{identity}\n{text}".encode()).hexdigest() + ".o")
+    name = hashlib.sha256("\n".join((identity, _writers(), key)).encode()).hexdigest()
+    file = cache_directory() / "tiled" / f"{name}.o"
     code = _read(file)
     if code is None:
-        debug(CODE, "%s", text)
-        code = _compile(text, machine)
+        written = write()
+        debug(CODE, "%s", written.text)
+        code = written.scratch.to_bytes(8, "little") + _compile(written.text, machine)
         _write(file, code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code[8:]))
     engine.finalize_object()
     _engines.append(engine)
-    arguments = text[text.index('@"run"(') :].split(")", 1)[0].count("%")
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(engine.get_function_address("run"))
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(engine.get_function_address("run"))
+    return run, int.from_bytes(code[:8], "little")
+
+
+@cache
+def _writers() -> str:
+    """What tells the code of this version of the writers from that of others: their source."""
+    here = Path(__file__).parent
+    files = sorted([*here.glob("vector_*.py"), here / "schedule.py"])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 # Engines own the code that they have loaded.

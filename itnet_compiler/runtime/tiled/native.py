@@ -14,13 +14,13 @@ from torch import Tensor
 from ...ir.pair.adjoint import Adjoint
 from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
 from ...ir.pair.split import stages
+from . import vector_backward, vector_forward
 from .evaluated import evaluated
 from .machine import compiled, lanes
 from .problem import Gradients, Problem
-from .vector_backward import Targets, write_backward
+from .vector_backward import Targets
 from .vector_code import GROUPS, unsupported
-from .vector_forward import write_forward
-from .vector_kernel import Shape
+from .vector_kernel import NUMBERS, Shape
 
 __all__ = ["backward", "forward", "refusals"]
 
@@ -140,14 +140,15 @@ def _shape(problem: Problem) -> Shape:
 
 @lru_cache(maxsize=256)
 def _forward_code(core: Program, shape: Shape) -> tuple[Callable[..., None], int]:
-    written = write_forward(core, shape)
-    return compiled(written.text), written.scratch
+    count = len(vector_forward.POINTERS) + len(NUMBERS)
+    return compiled(f"{core}\n{shape}", count, lambda: vector_forward.write_forward(core, shape))
 
 
 @lru_cache(maxsize=256)
 def _backward_code(core: Program, shape: Shape, targets: Targets) -> tuple[Callable[..., None], int]:
-    written = write_backward(core, shape, targets)
-    return compiled(written.text), written.scratch
+    count = len(vector_backward.POINTERS) + len(NUMBERS)
+    key = f"{core}\n{shape}\n{targets}"
+    return compiled(key, count, lambda: vector_backward.write_backward(core, shape, targets))
 
 
 @lru_cache(maxsize=256)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,10 +16,11 @@ from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
 from .backends import backend
 from .problem import Gradients, Problem, wide
 
-__all__ = ["pair_integral", "pair_integral_backward"]
+__all__ = ["LIBRARY", "pair_integral", "pair_integral_backward"]
+
+LIBRARY = torch.library.Library("itnet", "FRAGMENT")
 
 
-@torch.library.custom_op("itnet::pair_integral", mutates_args=())
 def pair_integral(
     value: Tensor,
     query: Sequence[Tensor],
@@ -55,8 +58,7 @@ def pair_integral(
     return rows.transpose(1, 2), normaliser.contiguous()
 
 
-@pair_integral.register_fake
-def _(
+def _shapes(
     value: Tensor,
     query: Sequence[Tensor],
     source: Sequence[Tensor],
@@ -74,7 +76,6 @@ def _(
     return rows.transpose(1, 2), value.new_empty(shape, dtype=wide(value.dtype))
 
 
-@torch.library.custom_op("itnet::pair_integral_backward", mutates_args=())
 def pair_integral_backward(
     grad: Tensor,
     value: Tensor,
@@ -121,8 +122,7 @@ def _gradients(
     return gradients
 
 
-@pair_integral_backward.register_fake
-def _(
+def _backward_shapes(
     grad: Tensor,
     value: Tensor,
     query: Sequence[Tensor],
@@ -197,12 +197,10 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     query, source, shared = inputs[:one], inputs[one : one + two], inputs[one + two :]
     needs = ctx.needs_input_grad
     wanted = [needs[0], *(flag for group in needs[1:4] for flag in group)]
-    found = pair_integral_backward(grad, value, query, source, shared, mask, output, normaliser, wanted, *ctx.settings)
+    given = (grad, value, query, source, shared, mask, output, normaliser, wanted)
+    found = torch.ops.itnet.pair_integral_backward(*given, *ctx.settings)
     first, *rest = [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
     return first, rest[:one], rest[one : one + two], rest[one + two :], None, None, None, None, None, None
-
-
-pair_integral.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
@@ -216,4 +214,31 @@ def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Nothing is needed to refuse."""
 
 
-pair_integral_backward.register_autograd(_no_second_derivative, setup_context=_keep_nothing)
+def _outside_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a kernel that torch.compile does not look into. It is not loaded for that: it takes a second."""
+
+    @functools.wraps(function)
+    def kernel(*args: Any) -> Any:
+        return (function if "torch._dynamo" not in sys.modules else hidden())(*args)
+
+    @functools.cache
+    def hidden() -> Callable[..., Any]:
+        return torch.compiler.disable(function)
+
+    return kernel
+
+
+_CALL = "Tensor value, Tensor[] query, Tensor[] source, Tensor[] shared, Tensor? mask"
+_SETTINGS = "str program, bool normalise, int before, int after"
+LIBRARY.define(f"pair_integral({_CALL}, SymInt queries, {_SETTINGS}) -> (Tensor, Tensor)")
+LIBRARY.define(
+    f"pair_integral_backward(Tensor grad, {_CALL}, Tensor output, Tensor normaliser, bool[] wanted, {_SETTINGS})"
+    " -> Tensor[]"
+)
+for _name, _function, _fake, _pull, _setup in (
+    ("pair_integral", pair_integral, _shapes, _backward, _setup_context),
+    ("pair_integral_backward", pair_integral_backward, _backward_shapes, _no_second_derivative, _keep_nothing),
+):
+    LIBRARY.impl(_name, _outside_dynamo(_function), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"itnet::{_name}", _fake, lib=LIBRARY)
+    torch.library.register_autograd(f"itnet::{_name}", _pull, setup_context=_setup, lib=LIBRARY)

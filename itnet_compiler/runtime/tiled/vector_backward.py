@@ -9,15 +9,16 @@ from typing import Any
 
 from ...ir.pair.adjoint import SEED
 from ...ir.pair.program import QUERY, SOURCE, Program
+from .machine import Written
 from .vector_code import GROUPS, INDEX, Frame, loop
-from .vector_kernel import WIDE, KernelCode, Shape, Written
+from .vector_kernel import WIDE, KernelCode, Shape
 
-__all__ = ["ROWS", "Targets", "write_backward"]
+__all__ = ["POINTERS", "ROWS", "Targets", "write_backward"]
 
 # Queries that a tile of sources serves before the next tile is read.
 ROWS = 16
 
-_POINTERS = (
+POINTERS = (
     *("query", "source", "shared", "value", "mask", "grad", "normaliser", "slope"),
     *("grad_query", "grad_source", "grad_value", "grad_shared", "scratch"),
 )
@@ -42,7 +43,7 @@ class Targets:
 
 def write_backward(program: Program, shape: Shape, targets: Targets) -> Written:
     """Gradients from rows ``start`` to ``stop`` of one sample: of the rows, and added to those of all sources."""
-    k = KernelCode(program, shape, _POINTERS)
+    k = KernelCode(program, shape, POINTERS)
     b = k.b
     query, _, shared = targets.widths
     rows, common = k.room(ROWS * query), k.room(shared)

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...ir.pair.program import Program
+from .machine import Written
 from .vector_code import GROUPS, INDEX, loop
-from .vector_kernel import KernelCode, Shape, Written
+from .vector_kernel import KernelCode, Shape
 from .vector_math import FLOAT, INT
 
-__all__ = ["write_forward"]
+__all__ = ["POINTERS", "write_forward"]
 
-_POINTERS = ("query", "source", "shared", "value", "mask", "output", "normaliser", "scratch")
+POINTERS = ("query", "source", "shared", "value", "mask", "output", "normaliser", "scratch")
 
 
 def write_forward(program: Program, shape: Shape) -> Written:
     """y and the log-normaliser of rows ``start`` to ``stop`` of one sample."""
-    k = KernelCode(program, shape, _POINTERS)
+    k = KernelCode(program, shape, POINTERS)
     b, m = k.b, k.m
     sums, peaks, totals = k.room(k.channels), k.room(shape.heads), k.room(shape.heads)
     with loop(b, k.given["start"], k.given["stop"]) as row:

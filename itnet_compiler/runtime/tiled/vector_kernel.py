@@ -13,11 +13,12 @@ from typing import Any
 from llvmlite import ir
 
 from ...ir.pair.program import Program
+from .machine import Written
 from .schedule import schedule
 from .vector_code import GROUPS, INDEX, Frame, VectorCode, loop
 from .vector_math import FLOAT, INT, VectorMath
 
-__all__ = ["WIDE", "KernelCode", "Shape", "Written"]
+__all__ = ["NUMBERS", "WIDE", "KernelCode", "Shape"]
 
 _POINTER = FLOAT.as_pointer()
 _BYTES = ir.IntType(8).as_pointer()
@@ -45,15 +46,7 @@ class Shape:
     block: int
 
 
-@dataclass(frozen=True)
-class Written:
-    """LLVM code of one function ``run`` and the float32 numbers of scratch memory that a call needs."""
-
-    text: str
-    scratch: int
-
-
-_NUMBERS = ("sources", "start", "stop", "before", "after", "mask_stride")
+NUMBERS = ("sources", "start", "stop", "before", "after", "mask_stride")
 
 
 class KernelCode:
@@ -65,12 +58,12 @@ class KernelCode:
         types = [
             _BYTES if name == "mask" else WIDE.as_pointer() if name == "grad_shared" else _POINTER for name in pointers
         ]
-        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [*types, *[INDEX] * len(_NUMBERS)]), "run")
-        for argument, name in zip(function.args, (*pointers, *_NUMBERS), strict=True):
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [*types, *[INDEX] * len(NUMBERS)]), "run")
+        for argument, name in zip(function.args, (*pointers, *NUMBERS), strict=True):
             argument.name = name
             if name in pointers:
                 argument.add_attribute("noalias")
-        self.given = dict(zip((*pointers, *_NUMBERS), function.args, strict=True))
+        self.given = dict(zip((*pointers, *NUMBERS), function.args, strict=True))
         self.b = ir.IRBuilder(function.append_basic_block("entry"))
         self.m = VectorMath(self.module, shape.lanes)
         self.code = VectorCode(self.m, program, schedule(program), shape.block)

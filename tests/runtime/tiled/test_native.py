@@ -151,13 +151,14 @@ def test_last_tile_repeats_a_source_and_so_makes_no_nan(path):
 def test_code_is_kept_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("ITNET_CACHE", str(tmp_path))
     text = 'define void @"run"(i64 %"x") {\n  ret void\n}\n'
-    machine.compiled.cache_clear()
-    machine.compiled(text)(1)
+    run, scratch = machine.compiled("key", 1, lambda: machine.Written(text, 7))
+    run(1)
     (file,) = (tmp_path / "tiled").iterdir()
-    monkeypatch.setattr(machine, "_compile", None)  # not needed again
-    machine.compiled.cache_clear()
-    machine.compiled(text)(1)
-    assert file.suffix == ".o"
+    again, same = machine.compiled("key", 1, lambda: pytest.fail("written again"))
+    again(1)
+    assert (file.suffix, scratch, same) == (".o", 7, 7)
+    machine.compiled("other key", 1, lambda: machine.Written(text, 7))
+    assert len(list((tmp_path / "tiled").iterdir())) == 2
 
 
 def test_without_llvmlite_it_is_slower_and_the_same(monkeypatch, path):

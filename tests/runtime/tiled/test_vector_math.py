@@ -12,7 +12,7 @@ pytest.importorskip("llvmlite")
 from llvmlite import ir
 
 from itnet_compiler.ir.pair.primitives import ELEMENTWISE
-from itnet_compiler.runtime.tiled.machine import compiled, lanes
+from itnet_compiler.runtime.tiled.machine import Written, compiled, lanes
 from itnet_compiler.runtime.tiled.vector_math import FLOAT, FUNCTIONS, VectorMath
 
 SPECIAL = [0.0, -0.0, 1e-30, 1e-40, 88.0, -88.0, 100.0, -100.0, 1e4, -1.1e5, 3e6, 2e8, math.inf, -math.inf, math.nan]
@@ -30,7 +30,8 @@ def _apply(name, x, width):
     source, target = (b.bitcast(argument, functions.vector.as_pointer()) for argument in function.args)
     b.store(functions.call(b, name, b.load(source, align=4)), target, align=4)
     b.ret_void()
-    run, result = compiled(str(module)), torch.empty_like(x)
+    run, _ = compiled(f"{name} {width}", 2, lambda: Written(str(module), 0))
+    result = torch.empty_like(x)
     for start in range(0, len(x), width):
         run(x.data_ptr() + 4 * start, result.data_ptr() + 4 * start)
     return result
