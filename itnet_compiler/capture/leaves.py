@@ -1,9 +1,10 @@
 """Leaves of a capture: functions kept as one node, although ``torch.export`` would look inside.
 
 The fake implementation of ``aten.lstm.input`` and its kin is a Python loop over time steps, which fixes the sequence
-length to the example's without a word. While ``leaves_installed()`` is active, a traced call of such a function
-records a custom operator instead, whose fake implementation computes shapes only; ``restore_leaf`` then puts the ATen
-operator back, so that no other part of the compiler sees the custom one.
+length to the example's without a word; that of a cell computes a whole step, again for every step of a loop. While
+``leaves_installed()`` is active, a traced call of such a function records a custom operator instead, whose fake
+implementation computes shapes only; ``restore_leaf`` then puts the ATen operator back, so that no other part of the
+compiler sees the custom one.
 
 The same goes for known functions of libraries (``passes/known.py``), such as the selective scan of transformers' Mamba:
 recorded as one operator, put back as a call of the function itself.
@@ -80,6 +81,34 @@ def _is_sequence(arguments: tuple[Any, ...]) -> bool:
     return len(arguments) == 9 and isinstance(arguments[3], bool)
 
 
+def _cell_shapes(
+    input: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Any:
+    """State or states after one step: sizes of those before it."""
+    states = hx if isinstance(hx, (list, tuple)) else [hx]
+    torch._check_value(input.shape[1] == w_ih.shape[1], lambda: "a cell's input does not fit its weights")
+    torch._check_value(states[0].shape[1] == w_hh.shape[1], lambda: "a cell's state does not fit its weights")
+    for state in states:
+        torch._check_value(state.shape[0] == input.shape[0], lambda: "a cell's input and state differ in batch size")
+    after = [input.new_empty(state.shape) for state in states]
+    if isinstance(hx, (list, tuple)):
+        return tuple(after)
+    gates = w_ih.shape[0] != w_hh.shape[1]
+    return hx - after[0] if gates else after[0]  # of a GRU laid out as its state
+
+
+def _is_cell(arguments: tuple[Any, ...]) -> bool:
+    """Whether input and states are matrices, as ``nn.LSTMCell`` and its kin call it."""
+    if len(arguments) < 4 or not isinstance(arguments[0], Tensor):
+        return False
+    states = arguments[1] if isinstance(arguments[1], (list, tuple)) else [arguments[1]]
+    return all(isinstance(one, Tensor) and one.dim() == 2 for one in (arguments[0], *states))
+
+
+def _cell(name: str) -> Leaf:
+    return Leaf(name, getattr(torch.ops.aten, name).default, _cell_shapes, ((torch._VF, name), (torch, name)), _is_cell)
+
+
 def _recurrence(name: str, *places: tuple[Any, str]) -> Leaf:
     everywhere = ((torch._VF, name), (torch, name), *places)
     return Leaf(name, getattr(torch.ops.aten, name).input, _sequence_shapes, everywhere, _is_sequence)
@@ -90,6 +119,7 @@ LEAVES: tuple[Leaf, ...] = (
     _recurrence("gru"),
     _recurrence("rnn_tanh", (rnn._rnn_impls, "RNN_TANH")),
     _recurrence("rnn_relu", (rnn._rnn_impls, "RNN_RELU")),
+    *(_cell(name) for name in ("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")),
 )
 
 _library = torch.library.Library(_NAMESPACE, "FRAGMENT")

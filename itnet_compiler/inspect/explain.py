@@ -17,7 +17,7 @@ from ..ir.integral import Integral
 from ..ir.kernel import Kernel
 from ..ir.naming import inside, is_hidden, module_path, operator_name, prefixes, source_line
 from ..passes.classify import Category
-from .facts import Facts
+from .facts import Facts, fixed_length
 from .overview import Left, Overview
 from .text import count, error, shorten, table, units
 
@@ -70,7 +70,7 @@ def _explain(facts: Facts, nodes: list[Node], path: str, model: str) -> str:
         parts.append(_integral(facts, alike[0]))
         if len(alike) > 1:
             parts[-1] += f"\n\n  the same   {', '.join(facts.name(node) for node in alike[1:])}"
-    parts += [text for text in (_others(facts, others), _refusals(facts, nodes, path)) if text]
+    parts += [text for text in (_loops(facts, path), _others(facts, others), _refusals(facts, nodes, path)) if text]
     return "\n\n".join(parts)
 
 
@@ -228,6 +228,12 @@ def _others(facts: Facts, nodes: list[Node]) -> str:
     lines = table(cells[:_MOST_OPERATORS], indent="  ")
     more = len(cells) - _MOST_OPERATORS
     return "\n".join(["other operators", *lines, *([f"  … and {more} more (see .ir)"] if more > 0 else [])])
+
+
+def _loops(facts: Facts, path: str) -> str:
+    found = [loop for loop in facts.variant.journal.loops() if inside(loop.module_path, path) or path == loop.integral]
+    cells = [(loop.source_line or "", fixed_length(loop)) for loop in found]
+    return "\n".join(["loops", *table(cells, indent="  ")]) if cells else ""
 
 
 def _refusals(facts: Facts, nodes: list[Node], path: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..runtime.program import Program
     from ..runtime.variant import Variant
 
-__all__ = ["Facts", "Miss", "Row"]
+__all__ = ["Facts", "Miss", "Row", "fixed_length"]
 
 CATEGORIES = tuple(str(category) for category in Category if category is not Category.SUPPORT)
 
@@ -229,6 +229,11 @@ class Facts:
         operands = {role: _stand_in(value) for role, value in node.kwargs.items()}
         outputs = _stand_in(node.meta["val"])
         return integral.kernel.work(integral.domain, operands, outputs if isinstance(outputs, tuple) else (outputs,))
+
+
+def fixed_length(loop: Entry) -> str:
+    """What a re-rolled loop means for calls of another length."""
+    return f"length fixed at {loop.steps} steps; another length is captured when it comes"
 
 
 def _stand_in(value: Any) -> Any:

@@ -102,6 +102,11 @@ class Overview:
         return max((facts.worst for facts in self.graphs if facts.worst is not None), default=None)
 
     @cached_property
+    def loops(self) -> list[Entry]:
+        """Loops that were re-rolled; their graphs are for one length."""
+        return [entry for facts in self.graphs for entry in facts.variant.journal.loops()]
+
+    @cached_property
     def near_misses(self) -> list[Entry]:
         """Of the rules tried at each node, the entry of the one that came furthest."""
         return [entry for facts in self.graphs for entry in facts.near_misses.values()]

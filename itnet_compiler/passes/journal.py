@@ -22,6 +22,7 @@ class Entry:
         error: Worst verification error.
         module_path: Module that the anchor came from.
         source_line: ``file.py:12`` in the user's code.
+        steps: Of a loop that was re-rolled: how many steps it has, which is the only length that the graph is for.
     """
 
     status: str
@@ -34,6 +35,7 @@ class Entry:
     error: float | None = None
     module_path: str = ""
     source_line: str | None = None
+    steps: int | None = None
 
 
 @dataclass
@@ -45,6 +47,10 @@ class Journal:
     def add(self, entry: Entry) -> None:
         """Append ``entry``."""
         self.entries.append(entry)
+
+    def loops(self) -> list[Entry]:
+        """Of every loop that was re-rolled."""
+        return [entry for entry in self.entries if entry.steps is not None]
 
     def near_misses(self) -> dict[str, Entry]:
         """For every node that was tried and not replaced: the entry that came furthest."""

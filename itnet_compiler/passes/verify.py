@@ -266,15 +266,11 @@ class _Wide(TorchFunctionMode):
 
 def _run_region(proposal: Proposal, values: dict[Node, Any], bindings: Bindings, *, grad: bool = False) -> Any:
     """Execute the matched nodes; casts to a floating dtype that are baked in the source go to float64."""
-
-    def look_up(node: Node) -> Any:
-        return values[node]
-
     with torch.set_grad_enabled(grad), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for node in proposal.region:
-            args = torch.fx.node.map_arg(node.args, look_up)
-            kwargs = torch.fx.node.map_arg(node.kwargs, look_up)
+            args = torch.fx.node.map_arg(node.args, values.__getitem__)
+            kwargs = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
             args = tuple(widened(value) for value in args)
             kwargs = {name: widened(value) for name, value in kwargs.items()}
             values[node] = _function(node)(*args, **kwargs)

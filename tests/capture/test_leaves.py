@@ -212,3 +212,41 @@ def test_only_leaves_are_restored() -> None:
     node = graph.call_function(torch.ops.aten.relu.default, (graph.placeholder("x"),))
     assert not restore_leaf(node)
     assert node.target is torch.ops.aten.relu.default
+
+
+CELLS: dict[str, Callable[..., nn.Module]] = {
+    "lstm_cell": nn.LSTMCell,
+    "gru_cell": nn.GRUCell,
+    "rnn_tanh_cell": nn.RNNCell,
+    "rnn_relu_cell": lambda *sizes: nn.RNNCell(*sizes, nonlinearity="relu"),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_is_a_leaf_with_the_layout_of_the_real_one(name: str) -> None:
+    model, leaf = CELLS[name](4, 6), next(leaf for leaf in LEAVES if leaf.name == name)
+    x, state = torch.randn(3, 4), torch.randn(6, 3).T
+    hidden = (state, state) if name == "lstm_cell" else state
+    free = torch.utils._pytree.tree_map(lambda value: dict.fromkeys(range(value.dim()), Dim.AUTO), (x, hidden))
+    with leaves_installed():
+        program = torch.export.export(model, (x, hidden), strict=False, dynamic_shapes=free)
+    (node,) = [node for node in program.graph.nodes if restore_leaf(node)]
+    assert node.target is leaf.operator
+    real = model(x, hidden)
+    recorded = node.meta["val"]
+    for fake, tensor in zip(*map(torch.utils._pytree.tree_leaves, (recorded, real)), strict=True):
+        assert (fake.dtype, fake.stride()) == (tensor.dtype, tensor.stride())
+    program.graph_module.recompile()
+    x, state = torch.randn(5, 4), torch.randn(5, 6)
+    hidden = (state, state) if name == "lstm_cell" else state
+    torch.testing.assert_close(program.module()(x, hidden), model(x, hidden))
+
+
+def test_a_cell_whose_state_has_another_batch_size_is_refused() -> None:
+    class Wrong(nn.Module):
+        def forward(self, x: Tensor, h: Tensor, w: Tensor, u: Tensor) -> Any:
+            return torch.gru_cell(x, h, w, u)
+
+    inputs = torch.randn(3, 4), torch.randn(2, 6), torch.randn(18, 4), torch.randn(18, 6)
+    with leaves_installed(), pytest.raises(Exception, match="differ in batch size"):
+        torch.export.export(Wrong(), inputs, strict=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,3 +191,26 @@ def test_a_softmax_that_is_no_attention_says_who_takes_it_or_what_the_rule_met()
         softmax = misses["softmax.int"]
         assert softmax.reason.startswith("attention_by_hand: ") and reason in softmax.reason, softmax
         assert softmax.source_line is not None
+
+
+def test_the_length_of_a_loop_is_said_to_be_fixed() -> None:
+    class Average(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state, states = torch.zeros_like(x[:, 0]), []
+            for step in range(x.shape[1]):
+                state = 0.9 * state + x[:, step]
+                states.append(state)
+            return torch.stack(states, 1)
+
+    unified = unify(Average(), torch.randn(2, 8, 3))
+    said = "length fixed at 8 steps; another length is captured when it comes"
+    assert f"test_report.py:{_line_of('state = 0.9')}: {said}" in str(unified.report())
+    assert said in str(unified.explain(""))
+    (loop,) = unified.report().to_dict()["loops"]
+    assert loop["steps"] == 8
+    assert unify(nn.Linear(3, 3), torch.randn(2, 3)).report().to_dict()["loops"] == []
+
+
+def _line_of(text: str) -> int:
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    return next(number for number, line in enumerate(lines, start=1) if line.strip().startswith(text))

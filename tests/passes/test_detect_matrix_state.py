@@ -176,6 +176,21 @@ def test_a_sum_of_keys_that_normalises_is_a_scan_beside_it() -> None:
     _assert_same(unified, Normalised(), _inputs(6))
 
 
+def test_vectors_without_a_batch() -> None:
+    class FastWeights(nn.Module):
+        def forward(self, q, k, v):
+            state, outputs = q.new_zeros(q.shape[1], v.shape[1]), []
+            for t in range(q.shape[0]):
+                state = state - torch.outer(k[t], v[t]) / 2
+                outputs.append(q[t] @ state)
+            return torch.stack(outputs), state
+
+    inputs = tuple(value[0, 0] for value in _inputs(6))
+    unified = itnet.unify(FastWeights(), inputs)
+    _node(unified)
+    _assert_same(unified, FastWeights(), inputs)
+
+
 def _each_entry(state, q, k, v, a):
     state = a[..., None, :] * state + k[..., None] * v[..., None, :]
     return state, _read(state, q)

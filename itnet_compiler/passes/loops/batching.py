@@ -120,7 +120,22 @@ def _product(step: _Step) -> Call | None:
     # Rows times a matrix or a vector that all steps share.
     if step.is_timed(left) and not step.is_timed(right) and ranks[0] >= 1 and ranks[1] in (1, 2):
         return Call("aten.matmul.default", (left, right))
-    return None
+    return _of_vectors(step, _VECTORS[ranks]) if ranks in _VECTORS else None
+
+
+# Products in which one factor is a vector, by the ranks of both.
+_VECTORS = {(1, 1): "k,k->", (1, 2): "k,kn->n", (2, 1): "mk,k->m"}
+
+
+def _of_vectors(step: _Step, equation: str) -> Call | None:
+    if len(step.call.args) != 2 or step.call.kwargs:
+        return None
+    written = Call("aten.einsum.default", (equation, step.call.args))
+    return _einsum(_Step(written, step.types, step.timed, step.steps))
+
+
+def _outer(step: _Step) -> Call | None:
+    return _of_vectors(step, "m,n->mn")
 
 
 def _added_product(step: _Step) -> Call | None:
@@ -229,7 +244,8 @@ def _piece(step: _Step) -> Call | None:
 _FIRST_AXIS, _SECOND_AXIS = _axis_at(1), _axis_at(2, default=0)
 _RULES: dict[str, Rule] = {
     **dict.fromkeys("linear layer_norm rms_norm".split(), _same),
-    **dict.fromkeys("matmul mm bmm".split(), _product),
+    **dict.fromkeys("matmul mm bmm mv dot".split(), _product),
+    **dict.fromkeys("outer ger".split(), _outer),
     **dict.fromkeys(
         "unsqueeze squeeze select slice narrow amax amin logsumexp softmax _softmax log_softmax _log_softmax glu cumsum"
         " cumprod flip unflatten index_select unbind".split(),

@@ -166,7 +166,7 @@ def _rewrite(
         names = tuple(node.name for node in loop.nodes)
         anchor = loop.nodes[0]
         label = made[0].name if made else None
-        journal.add(_entry("replaced", anchor, integral=label, nodes=names, error=verification.error))
+        journal.add(_entry("replaced", anchor, integral=label, nodes=names, error=verification.error, steps=loop.steps))
         drop_dead(rewrite.commit())
         return
     raise failure or NotALoop("nothing can run its core", loop.nodes[0])
