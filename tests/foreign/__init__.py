@@ -30,6 +30,6 @@ THOROUGH = frozenset(
 )
 # Those of the others that are small and unlike each other, and THOROUGH but for the slow ones; the rest are tested in
 # make test-all.
-OFTEN = THOROUGH - {"swin_t", "deeplabv3_resnet50", "densenet121", "efficientnet_b0"} | set(
-    "regnet_y_400mf mixer_s32_224 xcit_nano_12_p16_224 distilbert fnet llama mixtral mamba whisper".split()
+OFTEN = THOROUGH - {"swin_t", "deeplabv3_resnet50", "densenet121", "efficientnet_b0", "r3d_18", "ghostnet_050"} | set(
+    "regnet_y_400mf mixer_s32_224 distilbert fnet llama mamba".split()
 )
