@@ -28,8 +28,9 @@ THOROUGH = frozenset(
     " bert gpt2 t5 vit clip wav2vec2".split()
     + names("torch")
 )
-# Those of the others that are small and unlike each other, and THOROUGH but for the slow ones; the rest are tested in
-# make test-all.
-OFTEN = THOROUGH - {"swin_t", "deeplabv3_resnet50", "densenet121", "efficientnet_b0", "r3d_18", "ghostnet_050"} | set(
-    "regnet_y_400mf mixer_s32_224 distilbert fnet llama mamba".split()
+# Small ones that are unlike each other: those of make test; the rest are tested in make test-all.
+OFTEN = frozenset(
+    "resnet50 mobilenet_v3_small convnext_tiny vit_b_16 mixer_s32_224 mobilenetv4_conv_small_050"
+    " bert gpt2 t5 clip wav2vec2 fnet llama mamba".split()
+    + names("torch")
 )
