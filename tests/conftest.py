@@ -17,6 +17,7 @@ def pytest_collection_finish() -> None:
 
 # Files of which ``make test`` takes every nth case of each test; ``make test-all`` takes all.
 SAMPLED = {
+    "integration/test_adapters.py": 2,
     "integration/test_precision.py": 3,
     "integration/test_timm.py": 2,
     "integration/test_transformers.py": 2,
