@@ -31,21 +31,21 @@ WIDTH, HIDDEN, WAVES, HEADS, CHANNELS = 64, 32, 16, 4, 16
 HEADER = ("positions", "pass", "as written ms", "factored ms", "tiled ms", "written / tiled", "factored / tiled")
 
 
-def operands(length: int) -> dict[str, object]:
+def operands(length: int, device: str = "cpu") -> dict[str, object]:
     """Random operands of the kernel; all but the positions are learned."""
     draw = torch.Generator().manual_seed(0)
 
-    def random(*shape: int, fan: int = 1) -> Tensor:
-        return (torch.randn(shape, generator=draw) / fan**0.5).requires_grad_()
+    def random(*shape: int, fan: int = 1, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(shape, generator=draw) / fan**0.5).to(device).requires_grad_()
 
-    positions = torch.linspace(0, 1, length)[None, :, None]
+    positions = torch.linspace(0, 1, length, device=device)[None, :, None]
     return {
         "value": random(1, HEADS, length, CHANNELS),
         "query_position": positions,
         "source_position": positions,
         "query_features": random(1, length, WIDTH),
         "source_features": random(1, length, WIDTH),
-        "frequencies": (10 * torch.randn(WAVES, 1, generator=draw)).requires_grad_(),
+        "frequencies": random(WAVES, 1, scale=10.0),
         "query_weight": random(HIDDEN, WIDTH, fan=WIDTH),
         "source_weight": random(HIDDEN, WIDTH, fan=WIDTH),
         "relative_weight": random(HIDDEN, 2 * WAVES, fan=WAVES),
@@ -67,9 +67,9 @@ def written(o: dict) -> Tensor:
     return torch.einsum("bijh,bhjv->bhiv", kernel, o["value"])
 
 
-def forms(length: int) -> tuple[dict[str, Callable[[], Tensor]], dict]:
+def forms(length: int, device: str = "cpu") -> tuple[dict[str, Callable[[], Tensor]], dict]:
     """The three ways to compute it, by name, and the operands."""
-    o = operands(length)
+    o = operands(length, device)
     spec = Spec(Mlp(), Keys(), "integral transform", tuple(o))
     factored, tiled = (find_lowering(name).build(spec).function for name in ("reference", "tiled"))
     return {"written": lambda: written(o), "factored": lambda: factored(**o), "tiled": lambda: tiled(**o)}, o
@@ -81,9 +81,10 @@ def gradients(form: Callable[[], Tensor], o: dict) -> None:
     torch.autograd.grad(form().sum(), leaves)
 
 
-def rows(length: int, seconds: float) -> list[list[str]]:
+def rows(length: int, seconds: float, device: str = "cpu") -> list[list[str]]:
     """Two lines of the table: without gradients, and forward and backward."""
-    found, o = forms(length)
+    found, o = forms(length, device)
+    sync = torch.cuda.synchronize if device == "cuda" else None
 
     def without(form: Callable[[], Tensor]) -> Tensor:
         with torch.no_grad():
@@ -94,7 +95,7 @@ def rows(length: int, seconds: float) -> list[list[str]]:
     lines = []
     for name, run in (("forward", without), ("forward + backward", lambda form: gradients(form, o))):
         contestants = [lambda form=form, run=run: run(form) for form in found.values()]
-        one, two, three = (typical(times) for times in alternate(contestants, seconds=seconds))
+        one, two, three = (typical(times) for times in alternate(contestants, seconds=seconds, sync=sync))
         times = [f"{1e3 * value:.1f}" for value in (one, two, three)]
         lines.append([str(length), name, *times, f"{one / three:.1f}", f"{two / three:.1f}"])
     return lines

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import itnet
-from benchmarks import capture_time, gpu, measure, overhead, recurrence
+from benchmarks import capture_time, gpu, kernel, measure, overhead, recurrence
 from benchmarks.zoo import catalog, document, examine, run
 
 
@@ -30,6 +30,12 @@ def test_alternate_gives_everybody_the_same_number_of_rounds():
 
 def test_table():
     assert measure.table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+
+
+def test_learned_kernel_rows():
+    lines = kernel.rows(32, seconds=0.05)
+    assert [len(line) for line in lines] == [len(kernel.HEADER)] * 2
+    assert kernel.grown(64, "tiled") >= 0
 
 
 def test_overhead_row():

@@ -89,7 +89,18 @@ class Program:
                 found[arg].append(number)
         return tuple(map(tuple, found))
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.values, self.outputs))
+
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         lines = []
         for number, value in enumerate(self.values):
             words = [f"%{number}", json.dumps(value.shape, separators=(",", ":")), value.op]

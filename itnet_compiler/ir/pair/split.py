@@ -5,8 +5,8 @@ or subtracted features becomes a query part, a source part and a relative part:
 
     W·[p_i − p_j, u_i, v_j] + b  =  (W_u·u_i + b)  +  W_v·v_j  +  W_p·(p_i − p_j)
 
-What is of one side is evaluated once a position, not once a pair. Narrow differences (positions) are not split: it
-would save nothing, and of near points lose the digits that matter.
+What is of one side is evaluated once a position, not once a pair. Differences that are narrow (positions), or that no
+matrix or sum is applied to, are not split: it would save nothing, and of near points lose the digits that matter.
 """
 
 from __future__ import annotations
@@ -88,16 +88,22 @@ class _Distributor:
     def __init__(self, program: Program) -> None:
         self.b, self.old = Builder(), program
         self.parts: list[dict[int, int]] = []
+        # Whether a sum over elements has been applied to the parts, and their sum is cheaper than the whole.
+        self.contracted: list[bool] = []
         self._joined: dict[int, int] = {}
         for number, value in enumerate(program.values):
             found = self._parts(value)
             self.parts.append(found)
+            contracted = value.op in ("linear", "sum") or any(self.contracted[arg] for arg in value.args)
+            self.contracted.append(len(found) > 1 and contracted)
             if len(found) > 1 and value.size <= NARROW:
-                whole = self._plain(value) if value.op in ("add", "sub") else self.joined(number)
+                whole = self.joined(number)
                 self.parts[number] = {self.b.side(whole): whole}
 
     def joined(self, number: int) -> int:
-        """The whole value: (shared + query), source, and pair parts added in this order."""
+        """The whole value: as it was written, or (shared + query), source and pair parts added in this order."""
+        if number not in self._joined and not self.contracted[number] and len(self.parts[number]) > 1:
+            self._joined[number] = self._plain(self.old.values[number])
         if number not in self._joined:
             parts = dict(self.parts[number])
             for side in (QUERY, SOURCE, PAIR):
