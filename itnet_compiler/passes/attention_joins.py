@@ -43,56 +43,20 @@ class _Dropped:
 
 
 class Joins(Chains):
-    """Reads products in labels; goes back through sums over heads and a sink."""
+    """Goes back through sums over heads and a sink."""
 
     def __init__(self, match: Match) -> None:
         super().__init__(match)
         self._dropped: _Dropped | None = None
-        self._inner: dict[str, tuple[str, ...]] = {}
-
-    def _product(self, node: Node, reason: str) -> Contraction:
-        read = read_product(node)
-        self.match.require(read is not None and len(read[0].operands) == 2, reason, node)
-        assert read is not None
-        for taken in read[1]:
-            self._take(taken)
-        return read[0]
-
-    def _factors(self, product: Contraction, axes: Axes) -> list[tuple[Node, Axes]]:
-        """Both factors with their axes, in the labels of the result and new ones for what is summed."""
-        known = dict(zip(product.output, axes, strict=True))
-        self._inner = {}
-        sides = []
-        for operand, names in zip(product.operands, product.labels, strict=True):
-            self.match.require(len(set(names)) == len(names), "the diagonal of an operand", operand)
-            found = []
-            for name, size in zip(names, shape_of(operand), strict=True):
-                if name not in known:
-                    known[name] = self._inner[name] = self.tracer.label(size)
-                found.append(() if isinstance(size, int) and size == 1 else known[name])
-            sides.append((operand, tuple(found)))
-        return sides
-
-    def _summed(self, product: Contraction, sides: list[tuple[Node, Axes]]) -> tuple[str, ...]:
-        """Labels summed over; each must be in both factors."""
-        summed = tuple(label for name in product.summed for label in self._inner.get(name, ()))
-        for side, axes in sides:
-            lacks = set(summed) - {label for axis in axes for label in axis}
-            self.match.require(not lacks, "one factor is summed on its own", side)
-        return summed
 
     @contextmanager
     def _restored_on_refusal(self) -> Iterator[None]:
-        found = self.found
-        lists: tuple[list[Any], ...] = (found.region, found.steps, found.after, found.chain)
-        before = [list(each) for each in lists]
-        sink, dropped = found.sink, self._dropped
+        dropped = self._dropped
         try:
-            yield
+            with super()._restored_on_refusal():
+                yield
         except Refusal:
-            found.sink, self._dropped = sink, dropped
-            for each, old in zip(lists, before, strict=True):
-                each[:] = old
+            self._dropped = dropped
             raise
 
     def _add_addend(self, node: Node, product: Contraction, axes: Axes, steps: list[tuple[Step, Leaf | None]]) -> None:

@@ -76,6 +76,7 @@ class Chains:
         self.match = match
         self.tracer = Tracer()
         self.found = Found(self.tracer)
+        self._inner: dict[str, tuple[str, ...]] = {}
 
     def _step(
         self, node: Node, axes: Axes, steps: list[tuple[Step, Leaf | None]], what: str, leads: Any
@@ -260,7 +261,7 @@ class Chains:
     def _factors(self, product: Contraction, axes: Axes) -> list[tuple[Node, Axes]]:
         """Both factors with their axes, in the labels of the result and new ones for what is summed."""
         known = dict(zip(product.output, axes, strict=True))
-        self._inner: dict[str, tuple[str, ...]] = {}
+        self._inner = {}
         sides = []
         for operand, names in zip(product.operands, product.labels, strict=True):
             self.match.require(len(set(names)) == len(names), "the diagonal of an operand", operand)
@@ -284,10 +285,11 @@ class Chains:
     def _restored_on_refusal(self) -> Iterator[None]:
         found = self.found
         lists: tuple[list[Any], ...] = (found.region, found.steps, found.after, found.chain)
-        before = [list(each) for each in lists]
+        before, sink = [list(each) for each in lists], found.sink
         try:
             yield
         except Refusal:
+            found.sink = sink
             for each, old in zip(lists, before, strict=True):
                 each[:] = old
             raise

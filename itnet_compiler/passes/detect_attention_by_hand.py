@@ -252,11 +252,4 @@ class _Naming:
 
     def sizes(self, layouts: Iterable[Axes]) -> tuple[tuple[str, int], ...]:
         """Fixed extents of the labels that occur in merged axes."""
-        found: dict[str, int] = {}
-        for axes in layouts:
-            for axis in self.tracer.resolve(axes):
-                for label in axis if len(axis) > 1 else ():
-                    extent = self.tracer.fixed(label)
-                    if extent is not None:
-                        found[self._names[label]] = extent
-        return tuple(sorted(found.items()))
+        return self.tracer.sizes(layouts, self._names)

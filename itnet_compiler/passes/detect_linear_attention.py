@@ -6,10 +6,9 @@ from torch.fx import Node
 
 from ..ir.domain import Keys
 from ..ir.kernel import Spec
-from ..ir.layout import shown
 from ..ir.separable import Separable
-from .labels import Axes, letters
-from .match import Match, Proposal, is_made, propose, rule, value_of
+from .labels import letters
+from .match import Match, Proposal, propose, rule, value_of
 from .separable_form import find
 from .separable_normal import Form
 
@@ -24,22 +23,13 @@ def linear_attention(node: Node, match: Match) -> Proposal:
     form = find(node, match)
     leaves = {"query": form.query, "key": form.key, "value": form.value, "mask": form.mask}
     present = {role: leaf for role, leaf in leaves.items() if leaf is not None}
-    inside = set(form.region)
-    for one in form.region:
-        used = one is not node and not is_made(one) and any(user not in inside for user in one.users)
-        match.require(not used, f"the intermediate value {one.name} is used elsewhere", one)
-    for role, leaf in present.items():
-        match.require(leaf.node not in inside, f"the {role} is part of the sum itself", leaf.node)
+    match.closed(form.region, (node,), {role: leaf.node for role, leaf in present.items()})
     dtypes = {value_of(leaf.node).dtype for role, leaf in present.items() if role != "mask"}
     match.require(dtypes == {value_of(node).dtype}, "operands and result differ in dtype", node)
     names = _names(form, match)
-
-    def text(axes: Axes) -> str:
-        return shown(tuple(tuple(names[label] for label in axis) for axis in form.tracer.resolve(axes)))
-
     kernel = Separable(
-        **{role: text(leaf.axes) for role, leaf in present.items()},
-        output=text(form.output),
+        **{role: form.tracer.text(leaf.axes, names) for role, leaf in present.items()},
+        output=form.tracer.text(form.output, names),
         hides=form.hides,
         softmaxed=form.softmaxed,
         causal=form.causal,
@@ -47,7 +37,7 @@ def linear_attention(node: Node, match: Match) -> Proposal:
         eps=form.eps,
         clamped=form.clamped,
         scale=form.scale,
-        sizes=_sizes(form, [*(leaf.axes for leaf in present.values()), form.output], names),
+        sizes=form.tracer.sizes([*(leaf.axes for leaf in present.values()), form.output], names),
     )
     match.require(set(kernel.labels.keys) == {names[label] for label in form.tracer.flat([form.keys])}, "labels", node)
     origin = "linear attention" if form.query is not None else "weighted sum"
@@ -72,10 +62,3 @@ def _names(form: Form, match: Match) -> dict[str, str]:
     if form.causal:
         match.require(len(queries) == len(keys) == 1, "positions in several axes")
     return names
-
-
-def _sizes(form: Form, layouts: list[Axes], names: dict[str, str]) -> tuple[tuple[str, int], ...]:
-    """Fixed extents of the labels that occur in merged axes."""
-    merged = {label for axes in layouts for axis in form.tracer.resolve(axes) if len(axis) > 1 for label in axis}
-    found = {names[label]: form.tracer.fixed(label) for label in merged}
-    return tuple(sorted((name, size) for name, size in found.items() if size is not None))

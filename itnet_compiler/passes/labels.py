@@ -11,13 +11,14 @@ is one that it does not depend on (it was expanded).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 import torch
 from torch.fx import Node
 
+from ..ir.layout import shown
 from .axis_sizes import ONE, Monomial, monomial, product, quotient
 from .match import bind, rank, shape_of, value_of
 from .operators import operator_name
@@ -87,6 +88,16 @@ class Tracer:
         """The extent of a label where it is a number."""
         number, symbols = self._extents[label]
         return int(number) if not symbols and number.denominator == 1 else None
+
+    def text(self, axes: Axes, names: Mapping[str, str]) -> str:
+        """Axes as a layout is written (see ``ir.layout``), by the names of their labels."""
+        return shown(tuple(tuple(names[label] for label in axis) for axis in self.resolve(axes)))
+
+    def sizes(self, layouts: Iterable[Axes], names: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
+        """Fixed extents, by name, of the labels that occur in merged axes."""
+        merged = {label for axes in layouts for axis in self.resolve(axes) if len(axis) > 1 for label in axis}
+        found = {names[label]: self.fixed(label) for label in merged}
+        return tuple(sorted((name, size) for name, size in found.items() if size is not None))
 
     def back(self, node: Node, axes: Axes) -> tuple[Node, Axes] | None:
         """The source of a view, copy or cast and its axes; None where the node is nothing of the kind."""

@@ -7,7 +7,7 @@ reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -136,6 +136,15 @@ class Match:
         where = node if isinstance(node, Node) else None
         self.require(found, reason or f"expected {' or '.join(names)}, found {shown}", where)
         return bind(node)  # type: ignore[arg-type]
+
+    def closed(self, region: Iterable[Node], outputs: Sequence[Node], operands: Mapping[str, Node]) -> None:
+        """Require that of ``region`` nothing but ``outputs`` is used outside, and that no operand is part of it."""
+        inside = set(region)
+        for one in region:
+            used = one not in outputs and not is_made(one) and any(user not in inside for user in one.users)
+            self.require(not used, f"the intermediate value {one.name} is used elsewhere", one)
+        for role, node in operands.items():
+            self.require(node not in inside, f"the {role} is part of the integral itself", node)
 
     def literal(self, value: object, what: str) -> Any:
         """Require ``value`` to hold no graph node (a plain Python value, or nested list of them)."""
