@@ -46,6 +46,7 @@ class Separable(Kernel):
         clamped: Which of both.
         scale: A number.
         sizes: Extents of labels that are fixed.
+        memory: As of ``Attention``.
     """
 
     family: ClassVar[str] = "separable"
@@ -64,6 +65,7 @@ class Separable(Kernel):
     clamped: bool = False
     scale: float = 1.0
     sizes: tuple[tuple[str, int], ...] = ()
+    memory: tuple[int, ...] = ()
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:

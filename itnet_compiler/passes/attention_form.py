@@ -20,7 +20,7 @@ from .contraction import Contraction
 from .labels import Axes
 from .match import Match, Refusal, bind, shape_of
 from .operators import operator_name
-from .products import LOG_SOFTMAXES, SOFTMAXES, as_sum, leads_to_product, leads_to_softmax, read_product
+from .products import LOG_SOFTMAXES, SOFTMAXES, as_sum, is_tensor, leads_to_product, leads_to_softmax, read_product
 
 __all__ = ["find"]
 
@@ -76,7 +76,7 @@ class _Finder(Joins):
         """(Σ_j e·v) / Σ_j e: the product, its axes and e."""
         given = bind(node)
         top, bottom = given["self"], given["other"]
-        tensors = isinstance(top, Node) and isinstance(bottom, Node) and given.get("rounding_mode") is None
+        tensors = is_tensor(top) and is_tensor(bottom) and given.get("rounding_mode") is None
         self.match.require(tensors, "divides by a number", node)
         self._take(node)
         top_axes = self.tracer.aligned(top, axes)

@@ -28,6 +28,7 @@ from ..ir.layout import parse
 from ..ir.long_convolution import LongConvolution
 from ..ir.mixing import Mixing
 from ..ir.separable import Separable
+from ..ir.window_sum import WindowSum
 from . import axis_views  # noqa: F401 - registers its rules
 from .axis_algebra import Axis, AxisRole, axis
 from .axis_layers import conv_like, recurrent, scaled_attention
@@ -127,6 +128,20 @@ class Analysis:
         kinds = {roles.get(label, AxisRole.BATCH) for label in group}
         return axis(size, kinds.pop() if len(kinds) == 1 else AxisRole.UNKNOWN)
 
+    @staticmethod
+    def _of_windows(kernel: WindowSum, source: list[Axis], shape: list[Any]) -> Axes:
+        """Places are positions, what the input has is as it was, all else is features."""
+        known = dict(zip(kernel.layouts["input"], source, strict=True))
+        places = {axis.place for axis in kernel.axes}
+        for group, one in known.items():
+            if set(group) & {axis.source for axis in kernel.axes}:
+                one.settle(AxisRole.POSITION)
+        result = []
+        for group, size in zip(parse(kernel.output), shape, strict=True):
+            role = AxisRole.POSITION if group and set(group) <= places else AxisRole.FEATURE
+            result.append(resize_all([known[group]], [size])[0] if group in known else axis(size, role))
+        return result
+
     def _of_integral(self, node: Node) -> Axes:
         """By family; a family not named here leaves its axes unknown."""
         spec, operands, value = node.meta["integral"].spec, node.kwargs, node.meta["val"]
@@ -138,6 +153,8 @@ class Analysis:
             found = [*source[:place], axis(first.shape[place], AxisRole.POSITION), *source[place + 1 :]]
         elif isinstance(kernel, (Cumulative, Fourier, LongConvolution)):
             found = resize_all(source, list(first.shape))
+        elif isinstance(kernel, WindowSum):
+            return self._of_windows(kernel, source, list(first.shape))
         elif isinstance(kernel, Fold):
             return (
                 unknown(node)

@@ -18,9 +18,8 @@ from .labels import Axes, Tracer, letters
 from .mask_conditions import Condition
 from .mask_patterns import made_of, may_hide, read, within_segments
 from .match import Match, Proposal, op_name, propose, rule, value_of
-from .operators import operator_name
+from .memory_order import memory_order
 from .products import without_sum
-from .sampling import hint
 
 __all__ = ["attention_by_hand"]
 
@@ -63,7 +62,7 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
         returns_weights=second is not None,
         wide=found.wide,
         sink=naming.text(found.sink.axes) if found.sink is not None else "",
-        memory=_memory(node),
+        memory=memory_order(node),
     )
     labels = kernel.labels
     own = tuple(label for axis in kernel.layouts["query"] for label in axis)
@@ -77,31 +76,6 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
     spec = Spec(kernel, Keys(causal=causal), "attention", tuple(leaves))
     outputs = (node,) if second is None else (node, second)
     return propose(spec, {role: leaf.node for role, leaf in leaves.items()}, *region, outputs=outputs)
-
-
-# What takes a tensor in any order of memory, and gives one whose order does not depend on it, or copies.
-_INDIFFERENT = frozenset(
-    "reshape flatten contiguous linear matmul bmm mm einsum add sub mul div layer_norm conv1d conv2d batch_norm sum"
-    " mean relu gelu silu sigmoid tanh cat stack sym_size softmax".split()
-)
-_PASSED_ON = frozenset("transpose permute mT unsqueeze squeeze select slice dropout to detach alias movedim".split())
-
-
-def _memory(node: Node) -> tuple[int, ...]:
-    """Axes by stride, longest first, where the order in memory may be relied on: by a view, or by who called."""
-    waiting, seen = list(node.users), set[Node]()
-    while waiting:
-        user = waiting.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        name = operator_name(user) if user.op == "call_function" else ""
-        if name in _PASSED_ON:
-            waiting += user.users
-        elif name not in _INDIFFERENT:
-            strides = [hint(step) for step in value_of(node).stride()]
-            return tuple(sorted(range(len(strides)), key=lambda place: (-strides[place], place)))
-    return ()
 
 
 def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Node | None, Axes]:

@@ -8,6 +8,7 @@ from ..ir.domain import Window
 from ..ir.fold import Fold
 from ..ir.kernel import Spec
 from .match import Match, Proposal, bind, propose, rule
+from .operators import folds_nothing
 
 __all__ = ["fold"]
 
@@ -19,6 +20,7 @@ def fold(node: Node, match: Match) -> Proposal:
     size, dilation, padding, stride = (
         match.literal(given[name], name) for name in ("kernel_size", "dilation", "padding", "stride")
     )
+    match.require(not folds_nothing(bind(node)), "windows of one position: the same values in another shape")
     domain = Window(size, stride, tuple((pad, pad) for pad in padding), dilation, transposed=True)
     operands = {"input": given["self"], "output_size": list(given["output_size"])}
     return propose(Spec(Fold(), domain, "fold", tuple(operands)), operands, node)

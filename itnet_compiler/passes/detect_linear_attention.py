@@ -9,6 +9,7 @@ from ..ir.kernel import Spec
 from ..ir.separable import Separable
 from .labels import letters
 from .match import Match, Proposal, propose, rule, value_of
+from .memory_order import memory_order
 from .separable_form import find
 from .separable_normal import Form
 
@@ -38,6 +39,7 @@ def linear_attention(node: Node, match: Match) -> Proposal:
         clamped=form.clamped,
         scale=form.scale,
         sizes=form.tracer.sizes([*(leaf.axes for leaf in present.values()), form.output], names),
+        memory=memory_order(node),
     )
     match.require(set(kernel.labels.keys) == {names[label] for label in form.tracer.flat([form.keys])}, "labels", node)
     origin = "linear attention" if form.query is not None else "weighted sum"
