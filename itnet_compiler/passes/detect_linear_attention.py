@@ -38,6 +38,7 @@ def linear_attention(node: Node, match: Match) -> Proposal:
         eps=form.eps,
         clamped=form.clamped,
         scale=form.scale,
+        averaged=form.averaged,
         sizes=form.tracer.sizes([*(leaf.axes for leaf in present.values()), form.output], names),
         memory=memory_order(node),
     )

@@ -89,6 +89,10 @@ class Tracer:
         number, symbols = self._extents[label]
         return int(number) if not symbols and number.denominator == 1 else None
 
+    def extent(self, label: str) -> Monomial:
+        """The extent of a label."""
+        return self._extents[label]
+
     def text(self, axes: Axes, names: Mapping[str, str]) -> str:
         """Axes as a layout is written (see ``ir.layout``), by the names of their labels."""
         return shown(tuple(tuple(names[label] for label in axis) for axis in self.resolve(axes)))

@@ -10,10 +10,13 @@ operand is which. Followed backwards in labels, as attention is (see ``attention
 
 from __future__ import annotations
 
+from torch import SymInt
 from torch.fx import Node
 
 from .attention_steps import LONGEST, Leaf
 from .axes import AxisRole, is_weight, roles_of
+from .axis_sizes import monomial
+from .axis_sizes import product as product_of
 from .contraction import Contraction
 from .labels import Axes
 from .mask_patterns import made_of, read
@@ -37,6 +40,7 @@ def find(node: Node, match: Match) -> Form:
 class _Finder(Normalising):
     def __init__(self, match: Match) -> None:
         super().__init__(match)
+        self.divided_by: list[SymInt] = []
         self._roles: dict[str, set[AxisRole]] = {}
 
     def run(self, node: Node) -> Form:
@@ -52,6 +56,11 @@ class _Finder(Normalising):
             contracted = self._product(inner, "the last operation is no sum of products")
         found = self._read(inner, contracted, axes)
         found.output = output
+        if self.divided_by:
+            count = product_of((self.tracer.extent(label), 1) for label in self.tracer.flat([found.keys]))
+            same = monomial(self.divided_by[0]) == count
+            self.match.require(same, "divided by another size than the number of positions summed", node)
+            found.averaged = True
         if total is not None:
             self._normalise(found, *total)
         found.region = sorted(set(self.found.region))
@@ -70,6 +79,7 @@ class _Finder(Normalising):
                     return self._chain(sides[place], sides[1 - place], outer)
             except Refusal as refusal:
                 self.past = None
+                self.divided_by.clear()
                 refusals.append(refusal)
         try:
             with self._restored_on_refusal():
@@ -234,6 +244,11 @@ class _Finder(Normalising):
             self.match.require(single and self.past is None, "another triangle than that of past positions", node)
             self._take(node)
             self.past = (axes[-2][0], axes[-1][0])
+            return given["self"], axes
+        if name == "div" and isinstance(given["other"], Node) and isinstance(value_of(given["other"]), SymInt):
+            self.match.require(given.get("rounding_mode") is None and not self.divided_by, "divided twice", node)
+            self._take(node)
+            self.divided_by.append(value_of(given["other"]))
             return given["self"], axes
         if (step := self._back(node, axes)) is not None:
             return step

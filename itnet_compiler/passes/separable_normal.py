@@ -42,6 +42,7 @@ class Form:
     eps: float = 0.0
     clamped: bool = False
     scale: float = 1.0
+    averaged: bool = False
 
 
 class Normalising(Chains):
@@ -109,7 +110,11 @@ class Normalising(Chains):
 
     def _normalise(self, form: Form, node: Node, axes: Axes) -> None:
         """Prove that a divisor is Σ_j K, plus or at least a number."""
-        self.match.require(form.query is not None and form.mask is None and form.scale == 1.0, "divides by more", node)
+        self.match.require(
+            form.query is not None and form.mask is None and form.scale == 1.0 and not form.averaged,
+            "divides by more",
+            node,
+        )
         assert form.query is not None
         for _ in range(LONGEST):
             name, given = operator_name(node), bind(node) if node.op == "call_function" else {}

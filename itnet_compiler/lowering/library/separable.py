@@ -42,6 +42,8 @@ def lower(spec: Spec) -> Lowered:
         arranger.lines.append("k = softmax(k, -2)")
     if kernel.scale != 1.0:
         arranger.lines.append(f"k = k * {kernel.scale!r}")
+    if kernel.averaged:
+        arranger.lines.append(f"k = k / max(k.size({-2 if kernel.query else -1}), 1)")
     if kernel.mask:
         arranger.lines.append(f"m = {'(~m)' if kernel.hides else 'm'}.to(k.dtype){'.tril()' if kernel.causal else ''}")
     if kernel.normalised:
