@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from .axes import Analysis, AxisRole, analyse
-from .axis_algebra import Axis
-from .contraction import contraction
+from .axes.algebra import Axis
 from .dependence import Dependence, tensors_of
+from .forms.contraction import contraction
 from .match import bind
 from .operators import (
     CONTRACTIONS,

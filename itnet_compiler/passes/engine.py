@@ -1,6 +1,6 @@
 """The driver of detection: tries every rule at every node, keeps the non-overlapping proposals, verifies, replaces.
 
-Rules are found by scanning this package for modules called ``detect_*``; they propose and never edit the graph.
+Rules are found by scanning the package ``rules``; they propose and never edit the graph.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Tick = Callable[[], None]
 def rules() -> tuple[Rule, ...]:
     """Every detection rule, in alphabetical order of module and then of definition."""
     found = []
-    for module in scan("itnet_compiler.passes", "detect_"):
+    for module in scan("itnet_compiler.passes.rules"):
         found += [value for value in vars(module).values() if isinstance(value, Rule)]
     return tuple(found)
 
