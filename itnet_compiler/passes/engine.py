@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -24,7 +25,7 @@ from .loops.reroll import reroll
 from .match import Proposal, Refusal, Rule, is_made, op_name
 from .verify import Verifier
 
-__all__ = ["detect", "integral_of", "rules"]
+__all__ = ["detect", "integral_of", "roll_loops", "rules"]
 
 Tick = Callable[[], None]
 
@@ -43,12 +44,20 @@ def integral_of(node: Node) -> Integral | None:
     return node.meta.get("integral") if node.op == "call_module" else None
 
 
+def roll_loops(graph: Graph, *, verifier: Verifier | None) -> Journal:
+    """Replace every unrolled loop by one node, in place: the first step of ``detect``."""
+    journal = Journal()
+    reroll(graph, journal, verify=verifier is not None, name=partial(_unique, {}))
+    return journal
+
+
 def detect(
     graph: Graph,
     *,
     verifier: Verifier | None,
     use_rules: tuple[Rule, ...] | None = None,
     begin: Callable[[int], Tick] | None = None,
+    rolled: Journal | None = None,
 ) -> Journal:
     """Replace every region that a rule recognises by an integral node, in place.
 
@@ -57,14 +66,15 @@ def detect(
         verifier: Checks each rewrite before it is made; None to make them unchecked.
         use_rules: The rules to try; all registered ones by default.
         begin: Called with the number of proposals; what it returns is called after each of them.
+        rolled: What ``roll_loops`` did, where it has been over the graph already.
 
     Returns:
         What each rule did.
     """
-    journal = Journal()
-    names: dict[str, int] = {}
-    if use_rules is None:
-        reroll(graph, journal, verify=verifier is not None, name=partial(_unique, names))
+    if rolled is None:
+        rolled = roll_loops(graph, verifier=verifier) if use_rules is None else Journal()
+    journal = Journal(list(rolled.entries))
+    names = Counter(integral.name.partition("#")[0] for node in graph.nodes if (integral := integral_of(node)))
     proposals = _propose(graph, rules() if use_rules is None else use_rules, journal)
     tick = begin(len(proposals)) if begin is not None else lambda: None
     effects = Effects(graph)
