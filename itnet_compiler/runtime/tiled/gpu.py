@@ -29,7 +29,7 @@ from .block_kernels import PRELUDE, Kind, Reverse, backward_text, forward_text, 
 from .evaluated import evaluated
 from .problem import Gradients, Problem
 
-__all__ = ["backward", "blocks", "forward", "kernels", "refusals", "reverse_programs", "wanted_of"]
+__all__ = ["backward", "blocks", "code", "forward", "kernels", "refusals", "reverse_programs", "wanted_of"]
 
 # float32 numbers of one value that a program holds in registers.
 _REGISTERS = 8192
@@ -51,6 +51,18 @@ def refusals(problem: Problem) -> tuple[str, ...]:
 def wanted_of(problem: Problem) -> frozenset[str]:
     """All inputs of the core."""
     return frozenset(problem.query | problem.source | problem.shared)
+
+
+def code(problem: Problem) -> str:
+    """The Triton source of all kernels, and the blocks that they run in."""
+    kind = _kind(problem)
+    parts = [f"# forward, {blocks(problem.core, 'forward')}\n{PRELUDE}{forward_text(problem.core, kind)}"]
+    for what, plan in zip(_BACKWARD, reverse_programs(problem.core, wanted_of(problem)), strict=True):
+        side = SOURCE if what == "source" else QUERY
+        if side == SOURCE or plan.names_of_rows or plan.names_of_shared:
+            text = backward_text(plan.reverse, kind, side)
+            parts.append(f"# gradients: {what}, {blocks(plan.program, what)}\n{text}")
+    return "\n\n".join(parts)
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
