@@ -1,8 +1,9 @@
 """The tiled integral in Triton: kernels generated from the pair program.
 
 One kernel forward; backward one each for the gradients of the queries, of the sources and of what is shared, which
-computes the kernel again: together they would need more registers than there are. Matrix products of float32 take
-three products of TF32 numbers, whose errors are those of float32. Sums have a fixed order.
+computes the kernel again: together they would need more registers than there are. Matrix products of float32 are those
+of IEEE float32; where torch may use TF32 for them (``torch.backends.cuda.matmul.fp32_precision``), they are sums of
+three products of TF32 numbers on tensor cores. Sums have a fixed order.
 """
 
 from __future__ import annotations
@@ -29,12 +30,10 @@ from .block_kernels import PRELUDE, Kind, Reverse, backward_text, forward_text, 
 from .evaluated import evaluated
 from .problem import Gradients, Problem
 
-__all__ = ["backward", "blocks", "code", "forward", "kernels", "refusals", "reverse_programs", "wanted_of"]
+__all__ = ["backward", "blocks", "code", "forward", "kernels", "precision", "refusals", "reverse_programs", "wanted_of"]
 
 # float32 numbers of one value that a program holds in registers.
 _REGISTERS = 8192
-# Of matrix products of float32: three products of TF32 numbers.
-PRECISION = "tf32x3"
 
 
 def refusals(problem: Problem) -> tuple[str, ...]:
@@ -55,13 +54,13 @@ def wanted_of(problem: Problem) -> frozenset[str]:
 
 def code(problem: Problem) -> str:
     """The Triton source of all kernels, and the blocks that they run in."""
-    kind = _kind(problem)
-    parts = [f"# forward, {blocks(problem.core, 'forward')}\n{PRELUDE}{forward_text(problem.core, kind)}"]
+    kind, exact = _kind(problem), precision(problem)
+    parts = [f"# forward, {blocks(problem.core, 'forward', exact)}\n{PRELUDE}{forward_text(problem.core, kind)}"]
     for what, plan in zip(_BACKWARD, reverse_programs(problem.core, wanted_of(problem)), strict=True):
         side = SOURCE if what == "source" else QUERY
         if side == SOURCE or plan.names_of_rows or plan.names_of_shared:
             text = backward_text(plan.reverse, kind, side)
-            parts.append(f"# gradients: {what}, {blocks(plan.program, what)}\n{text}")
+            parts.append(f"# gradients: {what}, {blocks(plan.program, what, exact)}\n{text}")
     return "\n\n".join(parts)
 
 
@@ -72,7 +71,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     given = problem.query | problem.source | problem.shared
     output = problem.value.new_empty((batch, problem.queries, heads, width))
     normaliser = problem.value.new_empty((batch, problem.queries, heads) if problem.normalise else (0,))
-    settings = blocks(problem.core, "forward")
+    settings = blocks(problem.core, "forward", precision(problem))
     grid = (math.ceil(problem.queries / settings["BQ"]), batch)
     with _on(problem.value):
         kernels(forward_text(problem.core, kind)).forward[grid](
@@ -97,7 +96,7 @@ def backward(problem: Problem, found: Adjoint, output: Tensor, normaliser: Tenso
         if side == QUERY and not (plan.names_of_rows or plan.names_of_shared):
             continue
         given = evaluated(plan.cut, problem)
-        settings = blocks(plan.program, what)
+        settings = blocks(plan.program, what, precision(problem))
         count = problem.queries if side == QUERY else problem.sources
         grid = (math.ceil(count / settings["BQ" if side == QUERY else "BK"]), problem.batch)
         rows = problem.value.new_empty((problem.batch, count, sum(size for _, _, size in plan.names_of_rows)))
@@ -192,13 +191,22 @@ def _kind(problem: Problem) -> Kind:
     return Kind(problem.heads, int(problem.value.shape[3]), problem.normalise, masked, half)
 
 
-def blocks(program: Program, what: str) -> dict[str, Any]:
-    """Block sizes and warps of a kernel, so that the values of a block of pairs fit the registers of a program."""
+def precision(problem: Problem) -> str:
+    """How float32 numbers are multiplied as matrices; of no effect on half precision, which tensor cores take."""
+    return "tf32x3" if problem.half or torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def blocks(program: Program, what: str, precision: str) -> dict[str, Any]:
+    """Block sizes and warps of a kernel, so that the values of a block of pairs fit the registers of a program.
+
+    Products outside tensor cores hold their factors in registers too.
+    """
     widest = max((padded(v.size) for v, s in zip(program.values, program.sides, strict=True) if s == PAIR), default=1)
-    pairs = max(128, min(1024, _REGISTERS // (1 if what == "forward" else 2) // widest))
+    share = 1 if what == "forward" else 4 if precision == "ieee" else 2
+    pairs = max(64 if precision == "ieee" else 128, min(1024, _REGISTERS // share // widest))
     short = 1 << (pairs.bit_length() - 1) // 2
     queries, sources = (pairs // short, short) if what == "source" else (short, pairs // short)
-    return {"BQ": queries, "BK": sources, "PRECISION": PRECISION, "num_warps": 8, "num_stages": 1}
+    return {"BQ": queries, "BK": sources, "PRECISION": precision, "num_warps": 8, "num_stages": 1}
 
 
 @lru_cache(maxsize=256)

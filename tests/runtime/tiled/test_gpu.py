@@ -122,39 +122,52 @@ def _built(text, name, settings, capability, half, tmp_path):
 
 def _variants():
     for capability in (80, 90):
-        for half in (False, True):
+        for kind in ("ieee", "tf32x3", "bfloat16"):
             for what in ("forward", "query", "source", "shared"):
-                first = (capability, half) == (90, False) and what in ("forward", "source")
+                first = (capability, kind) == (90, "ieee") and what in ("forward", "source")
                 marks = () if first else (pytest.mark.exhaustive,)
-                yield pytest.param(capability, half, what, marks=marks)
+                yield pytest.param(capability, kind, what, marks=marks)
 
 
 @needs_triton
-@pytest.mark.parametrize(("capability", "half", "what"), list(_variants()))
-def test_compiled_ahead_of_time_it_fits(capability, half, what, tmp_path):
+@pytest.mark.parametrize(("capability", "kind", "what"), list(_variants()))
+def test_compiled_ahead_of_time_it_fits(capability, kind, what, tmp_path):
     """Hidden 32, 16 frequencies, 4 heads × 16. Large angles take 32 bytes of stack; the rest of it are spills."""
     from itnet_compiler.runtime.tiled import gpu
     from itnet_compiler.runtime.tiled.block_kernels import Kind, backward_text, forward_text
 
-    core, kind = network(), Kind(4, 16, False, False, half)
+    half, precision = kind == "bfloat16", "ieee" if kind == "ieee" else "tf32x3"
+    core, written = network(), Kind(4, 16, False, False, half)
     if what == "forward":
-        text, name, program = forward_text(core, kind), "forward", core
+        text, name, program = forward_text(core, written), "forward", core
     else:
         plans = gpu.reverse_programs(core, frozenset(item.name for item in core.inputs))
         plan = dict(zip(("query", "source", "shared"), plans, strict=True))[what]
         side = SOURCE if what == "source" else QUERY
-        text, program = backward_text(plan.reverse, kind, side), plan.program
+        text, program = backward_text(plan.reverse, written, side), plan.program
         name = "backward_source" if what == "source" else "backward_query"
-    found = _built(text, name, gpu.blocks(program, what), capability, half, tmp_path)
+    found = _built(text, name, gpu.blocks(program, what, precision), capability, half, tmp_path)
     registers, stack, shared, products = found
     sys.stdout.write(
-        f"{what} sm_{capability} {'bfloat16' if half else 'float32'}: {registers} registers, {stack} bytes of stack, "
+        f"{what} sm_{capability} {kind}: {registers} registers, {stack} bytes of stack, "
         f"{shared} bytes of shared memory, {products} tensor-core instructions\n"
     )
     assert 0 < registers <= 255
     assert stack <= (192 if what == "shared" else 64)
     assert shared <= 48 * 1024
-    assert products > 0
+    assert (products > 0) == (kind != "ieee"), "tensor cores have no IEEE float32"
+
+
+@needs_triton
+def test_float32_is_ieee_float32_unless_torch_may_use_tf32():
+    program, before = str(network()), torch.backends.cuda.matmul.fp32_precision
+    try:
+        for allowed, said in (("ieee", "ieee"), ("none", "ieee"), ("tf32", "tf32x3")):
+            torch.backends.cuda.matmul.fp32_precision = allowed
+            text = torch.ops.itnet.integrate_code(program, False, False, False, 4, 16, torch.float32, "cuda")
+            assert text.count(f"'PRECISION': '{said}'") == 4
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 @needs_triton
