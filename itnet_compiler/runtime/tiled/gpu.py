@@ -22,18 +22,16 @@ import torch
 from torch import Tensor
 
 from ...ir.pair.adjoint import Adjoint, adjoint
-from ...ir.pair.program import PAIR, QUERY, SHARED, SOURCE, Program
+from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
 from ...ir.pair.split import Stages, stages
 from ...settings import CODE, cache_directory, debug
-from .block_code import padded, unsupported
+from .block_code import unsupported
 from .block_kernels import PRELUDE, Kind, Reverse, backward_text, forward_text, shared_room
+from .block_sizes import Launch, blocks
 from .evaluated import evaluated
 from .problem import Gradients, Problem
 
-__all__ = ["backward", "blocks", "code", "forward", "kernels", "precision", "refusals", "reverse_programs", "wanted_of"]
-
-# float32 numbers of one value that a program holds in registers.
-_REGISTERS = 8192
+__all__ = ["backward", "code", "forward", "kernels", "precision", "refusals", "reverse_programs", "wanted_of"]
 
 
 def refusals(problem: Problem) -> tuple[str, ...]:
@@ -71,12 +69,11 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     given = problem.query | problem.source | problem.shared
     output = problem.value.new_empty((batch, problem.queries, heads, width))
     normaliser = problem.value.new_empty((batch, problem.queries, heads) if problem.normalise else (0,))
-    settings = blocks(problem.core, "forward", precision(problem))
-    grid = (math.ceil(problem.queries / settings["BQ"]), batch)
+    kernel = kernels(forward_text(problem.core, kind)).forward
+    launch = Launch(kernel, problem.core, "forward", precision(problem), problem.queries, problem.value)
     with _on(problem.value):
-        kernels(forward_text(problem.core, kind)).forward[grid](
-            *packed.rows(problem, problem.core, given), output, normaliser, *packed.numbers(problem), **settings
-        )
+        rows = packed.rows(problem, problem.core, given)
+        launch(batch, (*rows, output, normaliser, *packed.numbers(problem)))
     return output.transpose(1, 2), normaliser.transpose(1, 2) if problem.normalise else normaliser
 
 
@@ -96,24 +93,16 @@ def backward(problem: Problem, found: Adjoint, output: Tensor, normaliser: Tenso
         if side == QUERY and not (plan.names_of_rows or plan.names_of_shared):
             continue
         given = evaluated(plan.cut, problem)
-        settings = blocks(plan.program, what, precision(problem))
         count = problem.queries if side == QUERY else problem.sources
-        grid = (math.ceil(count / settings["BQ" if side == QUERY else "BK"]), problem.batch)
         rows = problem.value.new_empty((problem.batch, count, sum(size for _, _, size in plan.names_of_rows)))
-        common = problem.value.new_empty((grid[0] * grid[1], shared_room(plan.reverse)))
-        code = kernels(backward_text(plan.reverse, kind, side))
-        launch = code.backward_query if side == QUERY else code.backward_source
+        written = kernels(backward_text(plan.reverse, kind, side))
+        kernel = written.backward_query if side == QUERY else written.backward_source
+        launch = Launch(kernel, plan.program, what, precision(problem), count, problem.value)
+        common = problem.value.new_zeros((launch.programs() * problem.batch, shared_room(plan.reverse)))
         with _on(problem.value):
-            launch[grid](
-                *packed.rows(problem, plan.program, given),
-                grad,
-                level,
-                slope,
-                rows,
-                common if side == QUERY else value,
-                *packed.numbers(problem),
-                **settings,
-            )
+            given_rows = packed.rows(problem, plan.program, given)
+            grads = (grad, level, slope, rows, common if side == QUERY else value)
+            launch(problem.batch, (*given_rows, *grads, *packed.numbers(problem)))
         plan.collect(problem, rows, common.double().sum(0).float(), gradients)
     return Gradients(value.transpose(1, 2), gradients)
 
@@ -196,19 +185,6 @@ def precision(problem: Problem) -> str:
     return "tf32x3" if problem.half or torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def blocks(program: Program, what: str, precision: str) -> dict[str, Any]:
-    """Block sizes and warps of a kernel, so that the values of a block of pairs fit the registers of a program.
-
-    Products outside tensor cores hold their factors in registers too.
-    """
-    widest = max((padded(v.size) for v, s in zip(program.values, program.sides, strict=True) if s == PAIR), default=1)
-    share = 1 if what == "forward" else 4 if precision == "ieee" else 2
-    pairs = max(64 if precision == "ieee" else 128, min(1024, _REGISTERS // share // widest))
-    short = 1 << (pairs.bit_length() - 1) // 2
-    queries, sources = (pairs // short, short) if what == "source" else (short, pairs // short)
-    return {"BQ": queries, "BK": sources, "PRECISION": precision, "num_warps": 8, "num_stages": 1}
-
-
 @lru_cache(maxsize=256)
 def kernels(text: str) -> ModuleType:
     """The Triton functions of a source text, kept in a file so that Triton finds and caches them."""
@@ -257,8 +233,10 @@ class _Packed:
         return (*joined, self.value, self.mask)
 
     def numbers(self, problem: Problem) -> tuple[int, ...]:
-        """Queries, sources, before, after, and the strides of the mask."""
+        """Queries, sources, before, after, the strides of the mask, and the order of size, for tuning."""
         mask, bounds = problem.mask, (problem.before, problem.after)
         batch = self.mask.stride(0) if mask is not None and mask.shape[0] > 1 else 0
         row = self.mask.stride(1) if mask is not None and mask.shape[1] > 1 else 0
-        return (problem.queries, problem.sources, *(-1 if bound is None else bound for bound in bounds), batch, row)
+        order = max(16, 1 << (max(problem.queries, problem.sources) - 1).bit_length())
+        known = (-1 if bound is None else bound for bound in bounds)
+        return (problem.queries, problem.sources, *known, batch, row, order)
