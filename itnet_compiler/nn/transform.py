@@ -54,8 +54,8 @@ class IntegralTransform(nn.Module):
         bias: Whether W_o has a bias.
         params: What the kernel function learns: a module or named tensors.
         method: ``"tiled"``, or ``"reference"``: the dense definition, with memory N·M and second derivatives.
-        **network: Of ``MlpKernel``: hidden, depth, fourier, absolute, frequency, norm; ``features=False`` leaves the
-            features out of the kernel, which is then one of positions alone.
+        **network: Of ``MlpKernel``: hidden, depth, fourier, absolute, frequency, period, norm; ``features=False``
+            leaves the features out of the kernel, which is then one of positions alone.
 
     Raises:
         InputError: where the arguments do not fit each other.
