@@ -126,7 +126,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Lines(TorchFunctionMode):
-    """Notes the source line of every operator; stops before the function writes to a tensor, which may be the user's."""
+    """Notes the source line of every operator; stops before one is written to, which may be the user's."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         line, name = _user_line(sys._getframe(1)), getattr(func, "__name__", "")
