@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.measure import table
@@ -26,7 +26,7 @@ _TOTALS = (
     "median run time",
 )
 # Mixing coverage below which a network is listed with what is missing.
-_COVERED = 0.9
+_COVERED = 0.95
 
 _HEAD = """# Models
 
@@ -63,8 +63,14 @@ def shortfall(record: Record) -> str:
     return ". ".join(lacks)
 
 
-def render(records: Iterable[Record], known: int) -> str:
-    """The document; ``known`` is the number of networks in the zoo, those with attention written out not counted."""
+def render(records: Iterable[Record], known: int, left_out: Mapping[str, int]) -> str:
+    """The document.
+
+    Args:
+        records: Of every network.
+        known: Number of networks in the zoo, those with attention written out not counted.
+        left_out: How many of them have no record since they are a ``part`` of one that ran, or the ``twin`` of one.
+    """
     ordered = sorted(records, key=lambda record: record["name"].lower())
     done = sum(not record["name"].endswith(EAGER) for record in ordered)
     run_at = Counter(one.get("revision") or "unknown" for one in ordered).most_common()
@@ -72,6 +78,7 @@ def render(records: Iterable[Record], known: int) -> str:
     said = (
         f"{done} of the {known} networks of the zoo were run, some in both forms of attention: {len(ordered)} records."
     )
+    said += _also(left_out)
     sections = [_HEAD, "## Totals\n", textwrap.fill(f"{said} By revision of the code: {where}.", 120) + "\n"]
     sections += [totals(ordered), ""]
     versions = sorted({f"{name} {version}" for one in ordered for name, version in one.get("versions", {}).items()})
@@ -87,6 +94,17 @@ def render(records: Iterable[Record], known: int) -> str:
     title = "Networks whose own code fails, most often because sizes of the small configuration do not fit together."
     sections += _causes("What does not run", title, broken)
     return "\n".join(sections)
+
+
+def _also(left_out: Mapping[str, int]) -> str:
+    said = ""
+    if number := left_out.get("part"):
+        said += (
+            f" {number} more ran as parts of these: their model type is a tower of another (clip_text_model of clip)."
+        )
+    if number := left_out.get("twin"):
+        said += f" {number} more are other names of these, with the same configuration class."
+    return said
 
 
 def _causes(title: str, text: str, records: Iterable[Record]) -> list[str]:
