@@ -155,10 +155,11 @@ def _record(name, **known):
 
 
 def test_zoo_document():
+    divided = "eval mode, x: float32[·,·], y: container, z=None: takes a size [/a/b.py:12]; keep it outside"
     refused = [["fuse_attention: the mask is learned", 1]]
     records = [
         _record("timm/good"),
-        _record("timm/apart", captured="3 parts", share=0.5),
+        _record("timm/apart", captured="3 parts", share=0.5, reasons=[divided, divided]),
         _record("transformers/left@eager", softmax_found=1, softmax_left=1, softmax_reasons=refused),
         _record("transformers/wrong", equal=False, forward_error=0.5, gradient_error=0.25),
         _record("transformers/late", status="failed", error="time limit of 300 s at the stage: unify"),
@@ -175,6 +176,7 @@ def test_zoo_document():
     assert "| transformers/left@eager | 1 softmax block left: 1× fuse_attention: the mask is learned" in page
     assert "| transformers/wrong | differs by 5.0e-01" in page
     assert "a \\| b" in page
+    assert "| takes a size | 1 | timm/apart |" in page
     assert "coverage 50%: 4× `cumsum`" in page
     assert [record["name"] for record in records if document.is_wrong(record)] == [
         "transformers/wrong",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,11 @@ _TOTALS = (
 )
 # Mixing coverage below which a network is listed with what is missing.
 _COVERED = 0.95
+
+# Of a reason for parts: "eval mode, x: float32[·,·], mask=None: ", a place in a file.
+_CALL = re.compile(r"^(?:eval|train) mode, (?:[\w.*]+(?:: (?:container|\w+\[[^\]]*\])|=[^:]+?)(?:, |: ))+")
+_PLACE = re.compile(r" \[[^\[\]]*:\d+\]")
+_LONGEST, _NAMED = 160, 6
 
 _HEAD = """# Models
 
@@ -90,6 +96,7 @@ def render(records: Iterable[Record], known: int, left_out: Mapping[str, int]) -
     run = [record for record in ordered if record["status"] != "does not run"]
     title = "Networks that fail, differ, keep a softmax block, or have a mixing coverage below"
     sections += _causes("What is missing", f"{title} {_COVERED:.0%}.", run)
+    sections += _divided(run)
     broken = [record for record in ordered if record["status"] == "does not run"]
     title = "Networks whose own code fails, most often because sizes of the small configuration do not fit together."
     sections += _causes("What does not run", title, broken)
@@ -105,6 +112,29 @@ def _also(left_out: Mapping[str, int]) -> str:
     if number := left_out.get("twin"):
         said += f" {number} more are other names of these, with the same configuration class."
     return said
+
+
+def _divided(records: Iterable[Record]) -> list[str]:
+    """Why networks are not one graph, and which: by the modules around the parts, whose own Python code runs."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.get("captured", "whole") != "whole":
+            for reason in dict.fromkeys(map(_plain, record["reasons"])):
+                found.setdefault(reason, []).append(record["name"])
+    if not found:
+        return []
+    said = "The code around the parts runs as Python, since it cannot be captured; a network may have several reasons."
+    rows = [
+        f"| {_escaped(reason)} | {len(names)} | {', '.join(names[:_NAMED])}{' …' if len(names) > _NAMED else ''} |"
+        for reason, names in sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return ["## In parts, and why\n", f"{said}\n", "| cause | networks | which |", "| --- | ---: | --- |", *rows, ""]
+
+
+def _plain(reason: str) -> str:
+    """A reason without the arguments of the call, the place in the code, and advice."""
+    text = _PLACE.sub("", _CALL.sub("", reason)).partition("; ")[0]
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 
 def _causes(title: str, text: str, records: Iterable[Record]) -> list[str]:
