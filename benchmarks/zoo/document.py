@@ -26,7 +26,7 @@ _TOTALS = (
     "written out",
     "median run time",
 )
-# Mixing coverage below which a network is listed with what is missing.
+# Mixing coverage, and share of the parameters in graphs, below which a network is listed with what is missing.
 _COVERED = 0.95
 
 # Of a reason for parts: "eval mode, x: float32[·,·], mask=None: ", a place in a file.
@@ -58,8 +58,9 @@ def shortfall(record: Record) -> str:
     lacks = []
     if not record["equal"]:
         lacks.append(f"differs by {record['forward_error']:.1e} and {record['gradient_error']:.1e} in the gradients")
-    if record["captured"] == "python":
-        lacks.append("not captured: " + "; ".join(record["reasons"][:2]))
+    if record["share"] < _COVERED:
+        reasons = "; ".join(list(dict.fromkeys(map(_plain, record["reasons"])))[:2])
+        lacks.append(f"{record['share']:.0%} of the parameters captured: {reasons}")
     if record["softmax_left"]:
         reasons = "; ".join(f"{number}× {reason}" for reason, number in record["softmax_reasons"])
         lacks.append(f"{_plural(record['softmax_left'], 'softmax block')} left: {reasons}")
@@ -94,7 +95,7 @@ def render(records: Iterable[Record], known: int, left_out: Mapping[str, int]) -
         if rows:
             sections += [f"## {library}\n", table(COLUMNS, rows), ""]
     run = [record for record in ordered if record["status"] != "does not run"]
-    title = "Networks that fail, differ, keep a softmax block, or have a mixing coverage below"
+    title = "Networks that fail, differ, keep a softmax block, or have a mixing coverage or a captured share below"
     sections += _causes("What is missing", f"{title} {_COVERED:.0%}.", run)
     sections += _divided(run)
     broken = [record for record in ordered if record["status"] == "does not run"]
