@@ -39,6 +39,8 @@ def test_values_at_computed_positions(options):
     assert unified.report().coverage == 1.0
     for given in (x, torch.randn(1, 3, 12, 7)):
         assert torch.equal(unified(given), model(given))
-    slopes = [torch.autograd.grad(one(x).square().sum(), model.parameters(), allow_unused=True) for one in (model, unified)]
+    slopes = [
+        torch.autograd.grad(one(x).square().sum(), model.parameters(), allow_unused=True) for one in (model, unified)
+    ]
     for mine, theirs in zip(*slopes, strict=True):
         assert (mine is None and theirs is None) or torch.equal(mine, theirs)
