@@ -71,10 +71,8 @@ class Sampled(Kernel):
 
     def _along(self, position: Tensor, extent: int) -> Tensor:
         """[B, P, A]: weights along one axis."""
-        if self.align_corners:
-            place = (position + 1) / 2 * (extent - 1)
-        else:
-            place = ((position + 1) * extent - 1) / 2
+        span = extent - 1 if self.align_corners else extent
+        place = (position + 1) / 2 * span + (extent - 1 - span) / 2
         sources = torch.arange(extent, device=position.device)
         if self.weights == "cubic":
             first = place.detach().floor()

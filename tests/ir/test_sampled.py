@@ -6,7 +6,6 @@ import torch
 from itnet_compiler.ir.sampled import Sampled
 from tests.conformance import check_case, conformance_cases
 
-
 # In half precision torch rounds the positions too, and an error of 2⁻⁶ there is one of a few percent in the values.
 CASES = [case for case in conformance_cases(Sampled) if case.dtype in (torch.float32, torch.float64)]
 
