@@ -43,6 +43,8 @@ _CHUNKWISE = dict(
     step_kernel="native",
 )
 
+_PYRAMID = dict(neck_hidden_sizes=[8, 16, 32, 64], backbone_config=dict(num_hidden_layers=4, out_indices=[1, 2, 3, 4]))
+
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     # state spaces and linear recurrences: sizes that are products of others
     "mamba": _MAMBA,
@@ -92,6 +94,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "informer": _SERIES,
     "patchtst": _PATCHED_SERIES,
     "patchtsmixer": _PATCHED_SERIES,
+    "depth_anything": _PYRAMID,
+    "prompt_depth_anything": _PYRAMID,
+    "csm": dict(codec_config=dict(upsample_groups=1)),
     "lw_detr": dict(projector_scale_factors=[1.0], num_feature_levels=1)
     | dict(backbone_config=dict(num_windows=4, num_windows_side=2, window_block_indices=[0])),
     # tokens and languages
