@@ -30,7 +30,9 @@ _TOTALS = (
 _COVERED = 0.95
 
 # Of a reason for parts: "eval mode, x: float32[·,·], mask=None: ", a place in a file.
-_CALL = re.compile(r"^(?:eval|train) mode, (?:[\w.*]+(?:: (?:container|\w+\[[^\]]*\])|=[^:]+?)(?:, |: ))+")
+_CALL = re.compile(
+    r"^(?:eval|train)(?: mode)?(?: \d+)?[,:] (?:[\w.*]+(?:: (?:container|\w+\[[^\]]*\])|=[^:]+?)(?:, |: ))*"
+)
 _PLACE = re.compile(r" \[[^\[\]]*:\d+\]")
 _LONGEST, _NAMED = 160, 6
 
@@ -40,8 +42,9 @@ _HEAD = """# Models
 
 Every network has random weights and, where it would be large, a smaller configuration; it is unified in eval mode.
 *Captured*: as one graph, in parts with Python between them (and the share of the parameters in them), or not at all.
-*Coverage*: integrals among the integrals and the position-mixing operators left alone. *Errors*: relative L2 distance
-from the original of all outputs, and of the gradients of all parameters together. *Run time*: unified / original.
+*Coverage*: integrals among the integrals and the position-mixing operators left alone, in what is captured. *Errors*:
+relative L2 distance from the original of all outputs, and of the gradients of all parameters together. *Run time*:
+unified / original, of networks so small that it is mostly the time of calls.
 `@eager` is the same network with softmax attention written out instead of `scaled_dot_product_attention`.
 """
 

@@ -35,8 +35,9 @@ __all__ = ["EQUAL", "examine", "revision"]
 EQUAL, _TWICE, _LITTLE = 1e-5, 2.0, 1e-6
 _TIMED_SECONDS = 1.5
 _ATTENTION = ("softmax", "scaled_dot_product_attention", "_scaled_dot_product")
-# Of a product that is not the one after the softmax.
-_NOT_THERE = "neither factor comes from a softmax"
+_RULE = "attention_by_hand"
+# Said of a product that is not the one after the softmax, and of a softmax whose product refuses with another reason.
+_SAYS_LITTLE = ("neither factor comes from a softmax", "no sum of values weighted by this softmax is recognised")
 
 Record = dict[str, Any]
 
@@ -252,10 +253,11 @@ def _is_attention(miss: dict[str, Any]) -> bool:
 
 
 def _why(block: dict[str, Any], misses: Sequence[dict[str, Any]]) -> str:
-    """Why a rule for attention refused: said at the product after the softmax, which is in the same module."""
-    beside = (miss["reason"] for miss in misses if miss["module_path"] == block["module_path"])
-    said = [reason for reason in beside if "attention" in reason.partition(":")[0] and _NOT_THERE not in reason]
-    return next(iter(said), block["reason"])
+    """Why the rule for attention refused: at the softmax, or said at the product after it, in the same module."""
+    beside = [miss["reason"] for miss in misses if miss["module_path"] == block["module_path"]]
+    said = [reason for reason in (block["reason"], *beside) if reason.startswith(_RULE)]
+    better = [reason for reason in said if not any(words in reason for words in _SAYS_LITTLE)]
+    return next(iter([*better, *said]), block["reason"])
 
 
 # ── Run time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
