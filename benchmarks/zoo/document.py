@@ -44,7 +44,7 @@ Every network has random weights and, where it would be large, a smaller configu
 *Captured*: as one graph, in parts with Python between them (and the share of the parameters in them), or not at all.
 *Coverage*: integrals among the integrals and the position-mixing operators left alone, in what is captured. *Errors*:
 relative L2 distance from the original of all outputs, and of the gradients of all parameters together. *Run time*:
-unified / original, of networks so small that it is mostly the time of calls.
+unified / original.
 `@eager` is the same network with softmax attention written out instead of `scaled_dot_product_attention`.
 """
 
