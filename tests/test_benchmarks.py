@@ -10,7 +10,7 @@ from torch import nn
 
 import itnet
 from benchmarks import capture_time, gpu, kernel, measure, overhead, recurrence
-from benchmarks.zoo import catalog, document, examine, run
+from benchmarks.zoo import apart, catalog, document, examine, from_transformers, kinds, run
 
 
 def test_alternate_gives_everybody_the_same_number_of_rounds():
@@ -68,7 +68,7 @@ def test_the_zoo_lists_every_network_once():
     assert len(names) == len(set(names)) > 600
     assert set(catalog.QUICK) <= set(names)
     assert {catalog.library_of(name) for name in names} == set(catalog.LIBRARIES)
-    assert set(catalog.QUICK) < set(catalog.sample(150)) < set(names)
+    assert set(catalog.QUICK) < set(catalog.sample(150, names)) < set(names)
     assert catalog.family_of("timm/repvgg_a0") == "byobnet"
 
 
@@ -99,9 +99,52 @@ def test_zoo_goes_on_where_it_was_broken_off(tmp_path):
 
 
 def test_zoo_ends_a_network_that_takes_too_long():
-    record = run.examine_apart("torch/bilstm_tagger", seconds=0.2)
-    assert (record["library"], record["status"]) == ("torch", "failed")
-    assert "time limit of 0.2 s" in record["error"]
+    with apart.Examiner([]) as examine_apart:
+        record = examine_apart("torch/bilstm_tagger", 0.1)
+    assert record["library"] == "torch"
+    assert record["status"] in ("does not run", "failed")
+    assert "time limit of 0.1 s" in record["error"]
+
+
+@pytest.mark.exhaustive
+def test_zoo_goes_on_where_the_process_that_forks_died():
+    with apart.Examiner([]) as examine_apart:
+        for _ in range(2):
+            record = examine_apart("torch/no_such_network", 60)
+            assert (record["status"], record["error"]) == ("does not run", "KeyError: 'no_such_network'")
+            examine_apart._server.kill()
+
+
+@pytest.fixture
+def few_kinds(monkeypatch):
+    pytest.importorskip("transformers")
+    cached = (kinds._configurations, kinds.twins, kinds.wholes)
+    monkeypatch.setattr(from_transformers, "names", lambda: ["clip_text_model", "clip_vision_model", "clip", "gpt-sw3"])
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_zoo_leaves_out_what_ran_as_part_of_another(few_kinds):
+    assert kinds.wholes() == {"clip_text_model": ("clip",), "clip_vision_model": ("clip",)}
+    assert kinds.state("clip_text_model", {}) == "wait"
+    ran = {"transformers/clip": dict(status="unified", kinds=["clip", "clip_text_model"])}
+    assert kinds.state("clip_text_model", ran) == "part"
+    assert kinds.state("clip_vision_model", ran) == "alone"
+    assert kinds.state("clip_text_model", {"transformers/clip": dict(status="failed", kinds=[])}) == "alone"
+    assert (kinds.state("clip", ran), kinds.state("gpt-sw3", ran)) == ("alone", "twin")
+
+
+def test_zoo_notes_which_parts_run():
+    model = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2)})
+    for name, part in model.items():
+        part.config = type("Config", (), {"model_type": name})()
+    with kinds.running(model) as ran:
+        model["used"](torch.zeros(1, 2))
+    model["unused"](torch.zeros(1, 2))
+    assert ran == {"used"}
 
 
 def _record(name, **known):
@@ -112,18 +155,20 @@ def _record(name, **known):
 
 
 def test_zoo_document():
+    divided = "eval mode, x: float32[·,·], y: container, z=None: takes a size [/a/b.py:12]; keep it outside"
     refused = [["fuse_attention: the mask is learned", 1]]
     records = [
         _record("timm/good"),
-        _record("timm/apart", captured="3 parts", share=0.5),
+        _record("timm/apart", captured="3 parts", share=0.5, reasons=[divided, divided]),
         _record("transformers/left@eager", softmax_found=1, softmax_left=1, softmax_reasons=refused),
         _record("transformers/wrong", equal=False, forward_error=0.5, gradient_error=0.25),
         _record("transformers/late", status="failed", error="time limit of 300 s at the stage: unify"),
         _record("transformers/broken", status="does not run", error="ValueError: a | b"),
         _record("transformers/thin", coverage=0.5, unmatched=[[4, "cumsum", "cumsum over a position axis"]]),
     ]
-    page = document.render(records, known=9)
+    page = document.render(records, known=9, left_out={"part": 2})
     assert "6 of the 9 networks" in page
+    assert "2 more ran as parts" in page
     assert "| good | whole | 2 softmax | 100% | 0 | 2e-07 | 1.01 |" in page
     assert "| apart | 3 parts, 50% |" in page
     assert "| timm | 2 | 2 of 2 (100.0%) | 1 of 2 (50.0%) | 100.0% | 4 of 4 (100.0%) |  | 1.01 |" in page
@@ -131,6 +176,7 @@ def test_zoo_document():
     assert "| transformers/left@eager | 1 softmax block left: 1× fuse_attention: the mask is learned" in page
     assert "| transformers/wrong | differs by 5.0e-01" in page
     assert "a \\| b" in page
+    assert "| takes a size | 1 | timm/apart |" in page
     assert "coverage 50%: 4× `cumsum`" in page
     assert [record["name"] for record in records if document.is_wrong(record)] == [
         "transformers/wrong",

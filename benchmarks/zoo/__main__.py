@@ -8,14 +8,18 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.zoo import catalog, document
+from benchmarks.zoo import catalog, document, kinds
 from benchmarks.zoo.run import read, run
 from tests.documents import ROOT
 
 __all__ = ["main"]
+
+Record = dict[str, Any]
 
 # What two processes get through in about forty minutes.
 _SAMPLE = 150
@@ -38,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             seconds=options.limit,
             again=options.again,
             both=options.attention == "both",
+            needless=(lambda name, records: False) if options.only or options.quick else _needless,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     records = read([options.file, *options.merge])
     if options.write:
-        _DOCUMENT.write_text(document.render(records.values(), len(catalog.names())), encoding="utf-8")
+        page = document.render(records.values(), len(catalog.names()), _left_out(records))
+        _DOCUMENT.write_text(page, encoding="utf-8")
         print(f"{_DOCUMENT.relative_to(ROOT)}: {len(records)} networks")
     asked = {*names, *(name + catalog.EAGER for name in names)}
     shown = [record for name, record in records.items() if name in asked]
@@ -51,24 +57,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> list[str]:
-    everything = catalog.names()
-    chosen = everything
     if options.only:
-        chosen = []
-        for wanted in options.only:
-            plain = wanted.removesuffix(catalog.EAGER)
-            found = [name for name in everything if plain in (name, name.partition("/")[2])]
-            if not found:
-                sys.exit(f"no network is called {wanted}; --list shows all")
-            chosen += [name + wanted[len(plain) :] for name in found]
+        chosen = [name for wanted in options.only for name in _called(wanted)]
     elif options.quick:
         chosen = list(catalog.QUICK)
-    elif options.sample:
-        chosen = catalog.sample(_SAMPLE)
+    else:
+        chosen = sorted(catalog.names(), key=_depth)
+        if options.sample:
+            chosen = catalog.sample(_SAMPLE, [name for name in chosen if _depth(name) == 0])
     if options.library:
         chosen = [name for name in chosen if catalog.library_of(name) in options.library]
     index, count = options.shard
     return chosen[index - 1 :: count]
+
+
+def _called(wanted: str) -> list[str]:
+    plain = wanted.removesuffix(catalog.EAGER)
+    found = [name for name in catalog.names() if plain in (name, name.partition("/")[2])]
+    if not found:
+        sys.exit(f"no network is called {wanted}; --list shows all")
+    return [name + wanted[len(plain) :] for name in found]
+
+
+def _depth(name: str) -> int:
+    """Networks before those that are parts of them."""
+    library, _, kind = name.partition("/")
+    return len(kinds.wholes().get(kind, ())) if library == "transformers" else 0
+
+
+def _needless(name: str, records: Mapping[str, Record]) -> bool:
+    """Whether a network ran as part of another one, or may yet."""
+    library, _, kind = name.partition("/")
+    if library != "transformers":
+        return False
+    plain = kind.removesuffix(catalog.EAGER)
+    found = kinds.state(plain, records, kind[len(plain) :])
+    return found in ("part", "twin") or (found == "wait" and plain == kind)
+
+
+def _left_out(records: Mapping[str, Record]) -> dict[str, int]:
+    """How many model types have no record, by why."""
+    missing = (name for name in catalog.names("transformers") if name not in records)
+    return Counter(kinds.state(name.partition("/")[2], records) for name in missing)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ model, args, kwargs = build("timm/resnet18")
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -56,9 +57,8 @@ def family_of(name: str) -> str:
     return tables.get(library, {}).get(rest, rest)
 
 
-def sample(size: int) -> list[str]:
-    """About ``size`` networks, the same share of each library, evenly spaced in its list; QUICK is among them."""
-    everything = names()
+def sample(size: int, everything: Sequence[str]) -> list[str]:
+    """About ``size`` of these, the same share of each library, evenly spaced in its list; QUICK is among them."""
     share = min(1.0, size / len(everything))
     chosen = set(QUICK)
     for library in LIBRARIES:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.measure import table
@@ -25,8 +26,15 @@ _TOTALS = (
     "written out",
     "median run time",
 )
-# Mixing coverage below which a network is listed with what is missing.
-_COVERED = 0.9
+# Mixing coverage, and share of the parameters in graphs, below which a network is listed with what is missing.
+_COVERED = 0.95
+
+# Of a reason for parts: "eval mode, x: float32[·,·], mask=None: ", a place in a file.
+_CALL = re.compile(
+    r"^(?:eval|train)(?: mode)?(?: \d+)?[,:] (?:[\w.*]+(?:: (?:container|\w+\[[^\]]*\])|=[^:]+?)(?:, |: ))*"
+)
+_PLACE = re.compile(r" \[[^\[\]]*:\d+\]")
+_LONGEST, _NAMED = 160, 6
 
 _HEAD = """# Models
 
@@ -34,8 +42,9 @@ _HEAD = """# Models
 
 Every network has random weights and, where it would be large, a smaller configuration; it is unified in eval mode.
 *Captured*: as one graph, in parts with Python between them (and the share of the parameters in them), or not at all.
-*Coverage*: integrals among the integrals and the position-mixing operators left alone. *Errors*: relative L2 distance
-from the original of all outputs, and of the gradients of all parameters together. *Run time*: unified / original.
+*Coverage*: integrals among the integrals and the position-mixing operators left alone, in what is captured. *Errors*:
+relative L2 distance from the original of all outputs, and of the gradients of all parameters together. *Run time*:
+unified / original.
 `@eager` is the same network with softmax attention written out instead of `scaled_dot_product_attention`.
 """
 
@@ -52,8 +61,9 @@ def shortfall(record: Record) -> str:
     lacks = []
     if not record["equal"]:
         lacks.append(f"differs by {record['forward_error']:.1e} and {record['gradient_error']:.1e} in the gradients")
-    if record["captured"] == "python":
-        lacks.append("not captured: " + "; ".join(record["reasons"][:2]))
+    if record["share"] < _COVERED:
+        reasons = "; ".join(list(dict.fromkeys(map(_plain, record["reasons"])))[:2])
+        lacks.append(f"{record['share']:.0%} of the parameters captured: {reasons}")
     if record["softmax_left"]:
         reasons = "; ".join(f"{number}× {reason}" for reason, number in record["softmax_reasons"])
         lacks.append(f"{_plural(record['softmax_left'], 'softmax block')} left: {reasons}")
@@ -63,8 +73,14 @@ def shortfall(record: Record) -> str:
     return ". ".join(lacks)
 
 
-def render(records: Iterable[Record], known: int) -> str:
-    """The document; ``known`` is the number of networks in the zoo, those with attention written out not counted."""
+def render(records: Iterable[Record], known: int, left_out: Mapping[str, int]) -> str:
+    """The document.
+
+    Args:
+        records: Of every network.
+        known: Number of networks in the zoo, those with attention written out not counted.
+        left_out: How many of them have no record since they are a ``part`` of one that ran, or the ``twin`` of one.
+    """
     ordered = sorted(records, key=lambda record: record["name"].lower())
     done = sum(not record["name"].endswith(EAGER) for record in ordered)
     run_at = Counter(one.get("revision") or "unknown" for one in ordered).most_common()
@@ -72,6 +88,7 @@ def render(records: Iterable[Record], known: int) -> str:
     said = (
         f"{done} of the {known} networks of the zoo were run, some in both forms of attention: {len(ordered)} records."
     )
+    said += _also(left_out)
     sections = [_HEAD, "## Totals\n", textwrap.fill(f"{said} By revision of the code: {where}.", 120) + "\n"]
     sections += [totals(ordered), ""]
     versions = sorted({f"{name} {version}" for one in ordered for name, version in one.get("versions", {}).items()})
@@ -81,12 +98,47 @@ def render(records: Iterable[Record], known: int) -> str:
         if rows:
             sections += [f"## {library}\n", table(COLUMNS, rows), ""]
     run = [record for record in ordered if record["status"] != "does not run"]
-    title = "Networks that fail, differ, keep a softmax block, or have a mixing coverage below"
+    title = "Networks that fail, differ, keep a softmax block, or have a mixing coverage or a captured share below"
     sections += _causes("What is missing", f"{title} {_COVERED:.0%}.", run)
+    sections += _divided(run)
     broken = [record for record in ordered if record["status"] == "does not run"]
     title = "Networks whose own code fails, most often because sizes of the small configuration do not fit together."
     sections += _causes("What does not run", title, broken)
     return "\n".join(sections)
+
+
+def _also(left_out: Mapping[str, int]) -> str:
+    said = ""
+    if number := left_out.get("part"):
+        said += (
+            f" {number} more ran as parts of these: their model type is a tower of another (clip_text_model of clip)."
+        )
+    if number := left_out.get("twin"):
+        said += f" {number} more are other names of these, with the same configuration class."
+    return said
+
+
+def _divided(records: Iterable[Record]) -> list[str]:
+    """Why networks are not one graph, and which: by the modules around the parts, whose own Python code runs."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        if record.get("captured", "whole") != "whole":
+            for reason in dict.fromkeys(map(_plain, record["reasons"])):
+                found.setdefault(reason, []).append(record["name"])
+    if not found:
+        return []
+    said = "The code around the parts runs as Python, since it cannot be captured; a network may have several reasons."
+    rows = [
+        f"| {_escaped(reason)} | {len(names)} | {', '.join(names[:_NAMED])}{' …' if len(names) > _NAMED else ''} |"
+        for reason, names in sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return ["## In parts, and why\n", f"{said}\n", "| cause | networks | which |", "| --- | ---: | --- |", *rows, ""]
+
+
+def _plain(reason: str) -> str:
+    """A reason without the arguments of the call, the place in the code, and advice."""
+    text = _PLACE.sub("", _CALL.sub("", reason)).partition("; ")[0]
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 
 def _causes(title: str, text: str, records: Iterable[Record]) -> list[str]:

@@ -43,6 +43,8 @@ _CHUNKWISE = dict(
     step_kernel="native",
 )
 
+_PYRAMID = dict(neck_hidden_sizes=[8, 16, 32, 64], backbone_config=dict(num_hidden_layers=4, out_indices=[1, 2, 3, 4]))
+
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     # state spaces and linear recurrences: sizes that are products of others
     "mamba": _MAMBA,
@@ -92,11 +94,16 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "informer": _SERIES,
     "patchtst": _PATCHED_SERIES,
     "patchtsmixer": _PATCHED_SERIES,
-    "lw_detr": dict(projector_scale_factors=[1.0], num_feature_levels=1),
+    "depth_anything": _PYRAMID,
+    "prompt_depth_anything": _PYRAMID,
+    "csm": dict(codec_config=dict(upsample_groups=1)),
+    "lw_detr": dict(projector_scale_factors=[1.0], num_feature_levels=1)
+    | dict(backbone_config=dict(num_windows=4, num_windows_side=2, window_block_indices=[0])),
     # tokens and languages
     "blip-2": dict(image_token_index=1000),
     "instructblip": dict(image_token_index=1000),
     "qwen3_omni_moe_thinker": dict(vision_start_token_id=1000),
+    "chameleon": dict(vocabulary_map={"<image>": 1000}),
     "xmod": dict(default_language="en_XX"),
     "llama4_text": dict(pad_token_id=0),
     "esm": dict(vocab_size=33, pad_token_id=1, mask_token_id=32),

@@ -117,14 +117,30 @@ def _configuration(name: str, policy: Policy) -> Any:
     kind = CONFIG_MAPPING[name]
     options = copy.deepcopy(kind().to_dict())
     shrink(options, policy)
-    options.update(EXCEPTIONS.get(name, {}))
-    for inner in (options, *(value for value in options.values() if isinstance(value, dict))):
-        for key in _NOT_OPTIONS & inner.keys():
-            del inner[key]
-        inner.update({key: value for key, value in _FIXED.items() if key in inner})
+    _update(options, EXCEPTIONS.get(name, {}))
+    _fix(options)
     for key in ("model_type", *DROPPED.get(name, ())):
         options.pop(key, None)
     return kind(**options)
+
+
+def _fix(options: dict[str, Any]) -> None:
+    """Leave out what is no option, and set what is the same for all, in the configurations of parts too."""
+    for key in _NOT_OPTIONS & options.keys():
+        del options[key]
+    options.update({key: value for key, value in _FIXED.items() if key in options})
+    for value in options.values():
+        if isinstance(value, dict):
+            _fix(value)
+
+
+def _update(options: dict[str, Any], given: dict[str, Any]) -> None:
+    """Set what is ``given``, in the configurations of parts too."""
+    for key, value in given.items():
+        if isinstance(value, dict) and isinstance(options.get(key), dict):
+            _update(options[key], value)
+        else:
+            options[key] = value
 
 
 def _kind(name: str) -> type[nn.Module]:

@@ -142,6 +142,8 @@ class _Inputs:
         channels, size = self._channels(), self._size()
         if any(part in self.name for part in ("video", "timesformer", "vivit")):
             return self._video()
+        if "seggpt" in self.name:  # a prompt and an image, one above the other
+            size = (size[0] // 2, size[1])
         if any(part in self.name for part in ("superglue", "lightglue", "loftr")):
             return self._randn(2, 3, 64, 64)
         return self._randn(*((2,) if "tvp" in self.name else ()), channels, *size)

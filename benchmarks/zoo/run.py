@@ -6,26 +6,18 @@ Networks that have a line are skipped, so that a run can be broken off and go on
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo.catalog import EAGER, family_of, library_of
+from benchmarks.zoo.apart import examiners
+from benchmarks.zoo.catalog import EAGER, library_of
 
-__all__ = ["examine_apart", "read", "run"]
+__all__ = ["read", "run"]
 
 Record = dict[str, Any]
-
-_ROOT = Path(__file__).resolve().parents[2]
-_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def read(files: Iterable[Path]) -> dict[str, Record]:
@@ -48,6 +40,7 @@ def run(
     seconds: float = 300.0,
     again: bool = False,
     both: bool = True,
+    needless: Callable[[str, Mapping[str, Record]], bool] = lambda name, records: False,
     say: Callable[[str], None] = print,
     examine: Callable[[str, float], Record] | None = None,
 ) -> None:
@@ -60,32 +53,44 @@ def run(
         seconds: Time limit of each network.
         again: Examine those with a record too.
         both: After a network whose attention is the fused operator, examine it with attention written out.
+        needless: Whether a network is left out, given the records so far.
         say: Takes a line of progress for each network.
-        examine: Instead of ``examine_apart``.
+        examine: Instead of a process for each network.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists() and file.read_bytes()[-1:] not in (b"", b"\n"):
         with file.open("a", encoding="utf-8") as lines:
             lines.write("\n")  # the last run was ended while it wrote
-    known = {} if again else read([file])
+    records = {} if again else read([file])
     writing, stop = threading.Lock(), threading.Event()
     done = 0
 
     def work(name: str) -> None:
         nonlocal done
-        if stop.is_set():
+        known = records.get(name)
+        if stop.is_set() or (known is None and needless(name, records)):
             return
-        record = known.get(name) or (examine or examine_apart)(name, seconds)
+        record = known or take(name)
         with writing:
             done += not name.endswith(EAGER)
-            if name not in known:
+            if known is None:
+                records[name] = record
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(record) + "\n")
                 say(f"[{done}/{len(names)}] {_progress(record)}")
         if both and record.get("attention") == "sdpa" and EAGER not in name and record["status"] != "does not run":
             work(name + EAGER)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    def take(name: str) -> Record:
+        if examine is not None:
+            return examine(name, seconds)
+        examiner = idle.get()
+        try:
+            return examiner(name, seconds)
+        finally:
+            idle.put(examiner)
+
+    with examiners(jobs, sorted({library_of(name) for name in names})) as idle, ThreadPoolExecutor(jobs) as pool:
         try:
             for _ in pool.map(work, names):
                 pass
@@ -102,44 +107,3 @@ def _progress(record: Record) -> str:
     )
     families = ", ".join(f"{number} {family}" for family, number in record["families"].items()) or "no integrals"
     return f"{record['name']}: {record['captured']}, {families}, {record['coverage']:.0%}{different} ({took})"
-
-
-def examine_apart(name: str, seconds: float) -> Record:
-    """The record of one network from a process of its own; where it is ended, what is known until then."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "record.json"
-        command = [sys.executable, "-m", "benchmarks.zoo.examine", name, str(target)]
-        begun = time.perf_counter()
-        ended = _ended(command, seconds)
-        took = round(time.perf_counter() - begun, 1)
-        record: Record = {"name": name, "library": library_of(name), "family": family_of(name)}
-        if target.exists():
-            text = target.read_text(encoding="utf-8")
-            record |= json.loads(text) if text else {}
-    if "status" not in record:
-        stage = record.get("stage", "start")
-        status = "does not run" if stage in ("build", "original") else "failed"
-        record |= {"status": status, "error": f"{ended} at the stage: {stage}"}
-    return record | {"wall_seconds": took}
-
-
-def _ended(command: Sequence[str], seconds: float) -> str:
-    """Run ``command`` no longer than that; says how it ended. ``KeyboardInterrupt`` where the user ended it."""
-    quiet = subprocess.DEVNULL
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, cwd=_ROOT, env=os.environ | _THREADS, stdin=quiet, stdout=quiet, stderr=said
-        )
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return f"time limit of {seconds:g} s"
-        finally:
-            process.kill()
-            process.wait()
-        if code == -signal.SIGINT:
-            raise KeyboardInterrupt
-        if code < 0:
-            return f"ended by {signal.Signals(-code).name}" + (", out of memory?" if code == -signal.SIGKILL else "")
-        said.seek(0)
-        return f"exit code {code}: " + " ".join(said.read().decode(errors="replace").strip().splitlines()[-2:])

@@ -75,7 +75,7 @@ def shrink(options: dict[str, Any], policy: Policy) -> None:
     vocabulary = 1024 if narrow else 2048
     for key, value in list(options.items()):
         if isinstance(value, dict):
-            if key not in _LEAVE:
+            if key not in _LEAVE and all(isinstance(name, str) for name in value):  # others are tables
                 shrink(value, policy)
         elif isinstance(value, (list, tuple)):
             if old_depth and old_depth > 4 and len(value) == old_depth and key not in _KINDS_OF_LAYERS:

@@ -88,6 +88,8 @@ def samples() -> list[Sample]:
                 Step("plus", role="columns", layout="b i1 i2 1 j2"),
             ),
         ),
+        replace(plain, steps=(scale, Step("plus", role="bias", layout="1 h i j", start=(0, 0, 1, 2)))),
+        replace(heads, steps=(Step("plus", role="bias", layout="(b h) i j", start=(0, 1, 1)),), returns_weights=True),
     ]
     extents = [sizes, sizes | {"i": 63, "j": 7}, sizes | {"i": 1, "j": 1}, sizes | {"i": 0}, sizes | {"b": 0}]
     found = []

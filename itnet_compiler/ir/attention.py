@@ -18,7 +18,7 @@ from .formulas import attention_formula
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 from .layout import Layout, contracted, label_sizes, labels_of, merged, parse
 from .softmax import normalised
-from .steps import Labels, Order, Step, apply_step, renamed, sorted_labels
+from .steps import Labels, Order, Step, apply_step, padded, renamed, sorted_labels
 
 __all__ = ["Attention"]
 
@@ -142,7 +142,17 @@ class Attention(Kernel):
 
     def extents(self, operands: Operands) -> dict[str, int]:
         """Extent of every label."""
-        return label_sizes(self.layouts, {role: operands[role] for role in self.layouts}, dict(self.sizes))
+        return label_sizes(self.layouts, self._whole(operands), dict(self.sizes))
+
+    @cached_property
+    def starts(self) -> dict[str, tuple[int, ...]]:
+        """Operands that are added to a part of the scores: the places before them."""
+        return {step.role: step.start for step in self.steps if step.start}
+
+    def _whole(self, operands: Operands) -> dict[str, Any]:
+        """Operands by role, those added to a part of the scores with zeros for the rest."""
+        found = {role: operands[role] for role in self.layouts}
+        return found | {role: padded(found[role], start) for role, start in self.starts.items()}
 
     def evaluate(self, domain: Domain, **operands: Any) -> Any:
         """y, or (y, w) with ``returns_weights``. Dropout draws in the order of the source's weights."""
@@ -158,7 +168,8 @@ class Attention(Kernel):
 
     def kernel_matrix(self, domain: Domain, **operands: Any) -> Tensor:
         """w, (…, L, S): batch labels, then one axis of query positions and one of key positions."""
-        sizes, labels = self.extents(operands), self.labels
+        operands = self._whole(operands)
+        sizes, labels = label_sizes(self.layouts, operands, dict(self.sizes)), self.labels
 
         def split(role: str) -> tuple[Tensor, Order]:
             found = labels_of(self.layouts[role])
@@ -216,6 +227,10 @@ class Attention(Kernel):
         """Small extents by label; no dropout."""
         found = dict.fromkeys(label for layout in self.layouts.values() for label in labels_of(layout))
         small = dict(zip(found, (2, 3, 5, 4, 7, 6, 8, 2, 2, 2, 2, 2, 2, 2), strict=False))
+        for role, start in self.starts.items():
+            for axis, before in zip(self.layouts[role], start, strict=True):
+                if before:
+                    small[axis[0]] += 8 * before
         drawn = replace(
             self,
             sizes=tuple((label, small[label]) for label, _ in self.sizes),
@@ -228,7 +243,10 @@ class Attention(Kernel):
         kinds = {step.role: step.kind for step in (*self.steps, *self.after) if step.role}
         return {
             role: Draw(
-                tuple(math.prod(sizes[label] for label in axis) for axis in layout),
+                tuple(
+                    math.prod(sizes[label] for label in axis) - before
+                    for axis, before in zip(layout, self.starts.get(role) or (0,) * len(layout), strict=True)
+                ),
                 "bool" if kinds.get(role) in ("fill", "keep") else "float",
             )
             for role, layout in self.layouts.items()

@@ -14,7 +14,7 @@ from .domain import Domain, Grid
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 from .windows import maximum_of_windows
 
-__all__ = ["Dense"]
+__all__ = ["Dense", "cubic_convolution"]
 
 INTERPOLATIONS = ("nearest", "nearest-exact", "linear", "cubic")
 
@@ -236,7 +236,7 @@ def _nearest_matrix(extent: int, outputs: int, step: float, exact: bool) -> Tens
     return (index.unsqueeze(1) == torch.arange(extent)).double()
 
 
-def _cubic(distance: Tensor, sharpness: float) -> Tensor:
+def cubic_convolution(distance: Tensor, sharpness: float) -> Tensor:
     """Keys' cubic convolution kernel at ``distance`` ≥ 0, with A = ``sharpness``."""
     near = ((sharpness + 2) * distance - (sharpness + 3)) * distance * distance + 1
     far = ((distance - 5) * distance + 8) * distance - 4
@@ -252,7 +252,7 @@ def _interpolation_matrix(extent: int, outputs: int, step: float, cubic: bool, a
     first = source.floor()
     offsets = torch.arange(-1, 3) if cubic else torch.arange(2)
     distance = (source - first).clamp(0, 1).unsqueeze(1).sub(offsets).abs()
-    weights = _cubic(distance, -0.75) if cubic else 1 - distance
+    weights = cubic_convolution(distance, -0.75) if cubic else 1 - distance
     index = (first.long().unsqueeze(1) + offsets).clamp(0, extent - 1)
     return torch.zeros(outputs, extent, dtype=torch.float64).scatter_add(1, index, weights)
 
@@ -267,7 +267,7 @@ def _filter_matrix(extent: int, outputs: int, step: float, cubic: bool, align_co
     centre = step * (torch.arange(outputs, dtype=torch.float64).unsqueeze(1) + 0.5)
     position = torch.arange(extent, dtype=torch.float64)
     distance = ((position - centre + 0.5) / width).abs()
-    weights = _cubic(distance, -0.5) if cubic else (1 - distance).clamp(min=0)
+    weights = cubic_convolution(distance, -0.5) if cubic else (1 - distance).clamp(min=0)
     first, last = (centre - support + 0.5).trunc().clamp(min=0), (centre + support + 0.5).trunc()
     weights = torch.where((position >= first) & (position < last), weights, 0.0)
     return weights / weights.sum(1, keepdim=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["LOW", "Labels", "Order", "Step", "apply_step", "renamed", "sorted_labels"]
+__all__ = ["LOW", "Labels", "Order", "Step", "apply_step", "padded", "renamed", "sorted_labels"]
 
 # A number up to this in place of a score, or added to one, hides the position.
 LOW = -9999.0
@@ -35,6 +35,8 @@ class Step:
         hides: Whether an operand that is added may hold −∞, or numbers so low that they hide a position.
         old: Of ``mix``: the label that is summed over.
         new: Of ``mix``: the label that takes its place.
+        start: By axis of an operand that is added: the places before it, where nothing is added; empty where there are
+            none.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class Step:
     hides: bool = False
     old: str = ""
     new: str = ""
+    start: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         of = self.role or (f"{self.number:.6g}" if self.number is not None else "")
@@ -53,6 +56,8 @@ class Step:
             texts[self.kind] = f"{self.number:.3g} {'where' if self.kind == 'fill' else 'unless'} {self.role}"
         if self.kind == "mix":
             texts["mix"] = f"{self.old} mixed to {self.new} by {self.role}"
+        if self.start:
+            return f"{texts[self.kind]} from {list(self.start)} on"
         if self.pattern:
             return f"{texts[self.kind]}: {self.pattern}"
         return texts.get(self.kind, self.kind)
@@ -103,6 +108,11 @@ def sorted_labels(labels: Mapping[str, Order], steps: Sequence[Step], after: Seq
     channels = tuple(label for label in query if label in key and label not in (*first, *keys))
     features = tuple(label for label in output if label in value and label not in last.values())
     return Labels(batch, queries, keys, channels, features)
+
+
+def padded(operand: Tensor, start: Sequence[int]) -> Tensor:
+    """An operand with zeros for the places before it."""
+    return torch.nn.functional.pad(operand, [size for low in reversed(start) for size in (low, 0)])
 
 
 def apply_step(step: Step, scores: Tensor, operand: Tensor | None) -> Tensor:

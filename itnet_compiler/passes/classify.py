@@ -27,6 +27,7 @@ from .operators import (
     FOURIER,
     INDEXED,
     LIKE,
+    LOSSES,
     MIXING,
     NORMALISATIONS,
     POINTWISE,
@@ -47,7 +48,7 @@ BATCH, POSITION, FEATURE, UNKNOWN = AxisRole.BATCH, AxisRole.POSITION, AxisRole.
 
 
 class Category(enum.StrEnum):
-    """What a node does to the positions of activations; ``support`` does not handle activations."""
+    """What a node does to the positions of activations; ``support`` gives none."""
 
     INTEGRAL = "integral"
     POINTWISE = "pointwise"
@@ -137,6 +138,7 @@ _TABLES: tuple[tuple[Iterable[str], Category, str], ...] = (
     (REINDEXING, Category.REINDEXING, "moves values"),
     (NORMALISATIONS, Category.NORMALISATION, "normalisation layer"),
     (ROUTING, Category.ROUTING, "what goes where depends on the values"),
+    (LOSSES, Category.SUPPORT, "a loss"),
 )
 
 
@@ -179,8 +181,9 @@ def _along(name: str, roles: set[AxisRole]) -> Classification:
 def _of_reduction(node: Node, name: str, analysis: Analysis) -> Classification:
     roles = _roles(node, analysis)
     statistic = name in STATISTICS | EXTREMA and is_statistic(node)
-    if statistic and roles <= {FEATURE, POSITION}:
-        if POSITION in roles and name in EXTREMA | {"sum"}:
+    of_a_softmax = name in EXTREMA | {"sum"}
+    if statistic and (roles <= {FEATURE, POSITION} or not of_a_softmax):
+        if POSITION in roles and of_a_softmax:
             return Classification(Category.UNMATCHED, f"{name} of a written-out softmax over a position axis")
         return Classification(Category.NORMALISATION, f"{name} that the values are normalised by")
     return _along(name, roles)

@@ -23,6 +23,7 @@ __all__ = [
     "FOURIER",
     "INDEXED",
     "LIKE",
+    "LOSSES",
     "MIXING",
     "NORMALISATIONS",
     "POINTWISE",
@@ -158,6 +159,14 @@ ROUTING = _words(
 INDEXED = _words("index index_select gather take take_along_dim index_put _index_put_impl _unsafe_index")
 
 EMBEDDINGS = _words("embedding embedding_bag")
+
+# A comparison at each position, and at most a mean or sum of that: a number to train by, which no position takes.
+LOSSES = _words(
+    "mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss kl_div nll_loss nll_loss2d nll_loss_nd"
+    " cross_entropy_loss binary_cross_entropy binary_cross_entropy_with_logits poisson_nll_loss gaussian_nll_loss"
+    " hinge_embedding_loss margin_ranking_loss multi_margin_loss multilabel_margin_loss cosine_embedding_loss"
+    " triplet_margin_loss"
+)
 
 # Products summed over shared axes; ``contraction`` says which.
 CONTRACTIONS = _words(

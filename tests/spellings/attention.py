@@ -363,6 +363,22 @@ def bias_and_mask(q, k, v, bias, mask):
     return F.softmax(scores.float(), dim=-1).type_as(scores) @ v
 
 
+@program()
+def bias_beyond_a_class_token(q, k, v):
+    """As MViT adds relative positions: not to the scores of the first query and key."""
+    bias = torch.sin(q[:, :, 1:]) @ k[:, :, 1:].cos().mT
+    scores = q @ k.mT * D**-0.5
+    scores[:, :, 1:, 1:] += bias
+    return scores.softmax(-1) @ v
+
+
+@program()
+def bias_of_keys_beyond_two(q, k, v):
+    scores = q @ k.mT
+    scores[..., 2:] += k[:, :, 2:].sum(-1).unsqueeze(-2)
+    return (scores * D**-0.5).softmax(-1) @ v
+
+
 @program(Q, K, K, (H, L, S), MASK, kinds="ffffm")
 def bias_then_mask(q, k, v, bias, mask):
     return (q @ k.mT * 0.5 + bias + mask).softmax(-1) @ v

@@ -396,3 +396,50 @@ def written_over_by_a_row(q, k, v, row):
     scores = q @ k.mT
     scores[:, :, 0:] = scores[:, :, :1] + row
     return scores.softmax(-1) @ v
+
+
+@program()
+def added_to_a_part_after_it_was_read(q, k, v):
+    scores = q @ k.mT
+    weights = scores.softmax(-1)
+    scores[:, :, 1:, 1:] += 1.0 + q[:, :, 1:] @ k[:, :, 1:].mT
+    return weights @ v + scores
+
+
+@program()
+def added_to_a_part_after_a_view(q, k, v):
+    scores = q @ k.mT
+    rows = scores.flatten(0, 1)
+    scores[:, :, 1:, 1:] += q[:, :, 1:] @ k[:, :, 1:].mT
+    return rows.softmax(-1).view(N, N, N, N) @ v
+
+
+@program()
+def added_to_two_parts(q, k, v):
+    scores = q @ k.mT
+    scores[:, :, 1:] += q[:, :, 1:] @ k.mT
+    scores[:, :, :, 2:] += q @ k[:, :, 2:].mT
+    return scores.softmax(-1) @ v
+
+
+@program()
+def a_row_added_to_a_part(q, k, v):
+    scores = q @ k.mT
+    scores[:, :, 1:, 1:] += k[:, :, :1, 1:]
+    return scores.softmax(-1) @ v
+
+
+@program()
+def added_to_the_first_part(q, k, v):
+    scores = q @ k.mT
+    scores[:, :, :-1, :-1] += q[:, :, 1:] @ k[:, :, 1:].mT
+    return scores.softmax(-1) @ v
+
+
+@program()
+def added_to_a_part_and_sent_elsewhere(q, k, v):
+    scores = q @ k.mT
+    part = scores[:, :, 1:, 1:]
+    part += q[:, :, 1:] @ k[:, :, 1:].mT
+    scores[:, :, :-1, :-1] = part
+    return scores.softmax(-1) @ v

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...ir.attention import Attention
 from ...ir.kernel import Spec
 from ...ir.layout import Arranger, Layout, labels_of, ordered, parse
-from ...ir.steps import LOW, Step, renamed
+from ...ir.steps import LOW, Step, padded, renamed
 from ..base import Lowered
 
 __all__ = ["KERNEL", "fused_form", "lower"]
@@ -128,6 +128,8 @@ class _Writer:
         self.kernel, self.labels = kernel, kernel.labels
         self.arranger = Arranger(kernel.layouts, dict(kernel.sizes))
         self.lines = self.arranger.lines
+        for role, start in kernel.starts.items():
+            self.put(role, f"padded({role}, {start})")
         self.note = ""
 
     def source(self, operands: tuple[str, ...]) -> str:
@@ -354,6 +356,7 @@ _NAMES |= {
     "wide_softmax": _wide_softmax,
     "softmax_beside": _softmax_beside,
     "mixed": _mixed,
+    "padded": padded,
     "bool": torch.bool,
     "inf": math.inf,
 }

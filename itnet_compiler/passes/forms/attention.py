@@ -169,6 +169,8 @@ class _Finder(Joins):
         found = self.found
         for _ in range(LONGEST):
             node, axes = self._as_written(node), self.tracer.resolve(axes)
+            if self._added_in_part(node, axes):
+                continue
             if self._dropped is not None and operator_name(node) == "cat":
                 node, axes = self._with_sink(node, bind(node), axes)
                 continue

@@ -6,6 +6,7 @@ own. A sink is a score that joins the others in front of the softmax and whose w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,15 +15,33 @@ from typing import Any
 from torch.fx import Node
 
 from ...ir.steps import Step
-from ..axes.sizes import monomial
-from ..match import Match, Refusal, bind, op_name, shape_of
+from ..axes.sizes import ONE, monomial
+from ..match import Match, Refusal, bind, op_name, rank, shape_of, value_of
 from ..operators import operator_name
 from .attention_steps import Chains, Leaf
 from .contraction import Contraction
 from .labels import Axes
-from .products import read_product
+from .products import is_tensor, read_product
 
 __all__ = ["Joins"]
+
+
+def _tails(node: Node) -> dict[Node, tuple[int, ...]]:
+    """Slices of a tensor, and of these, that reach to the end of every axis: where they begin."""
+    found = {node: (0,) * len(shape_of(node))}
+    waiting = [node]
+    while waiting:
+        view = waiting.pop()
+        for user in view.users:
+            if op_name(user) != "aten.slice.Tensor" or user.args[0] is not view:
+                continue
+            given = bind(user)
+            place, low, end = given["dim"] % len(found[view]), given["start"] or 0, given["end"]
+            if isinstance(low, int) and low >= 0 and end in (None, sys.maxsize) and given["step"] == 1:
+                begin = found[view]
+                found[user] = (*begin[:place], begin[place] + low, *begin[place + 1 :])
+                waiting.append(user)
+    return found
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,54 @@ class Joins(Chains):
         for taken in path:
             self._take(taken)
         return written
+
+    def _added_in_part(self, node: Node, axes: Axes) -> bool:
+        """Take ``scores[…, a:, b:] += bias`` between ``node`` and what reads it; False where there is none."""
+        readers = [user for user in node.users if user in self.found.region]
+        views = _tails(node)
+        added = [
+            (view, user)
+            for view in views
+            for user in view.users
+            if op_name(user) == "aten.add_.Tensor" and user.args[0] is view and user not in self.found.region
+        ]
+        if len(added) != 1 or not readers or added[0][1] > min(readers):
+            return False
+        (view, addition), start = added[0], views[added[0][0]]
+        leaf = self._of_part(addition, view, axes, start)
+        if leaf is None:
+            return False
+        back = [  # Python writes the sum to where it is already
+            user
+            for one, low in views.items()
+            for user in one.users
+            if low == start and op_name(user) == "aten.copy_.default" and user.args[:2] == (one, addition)
+        ]
+        for taken in (addition, *back):
+            one: Any = taken
+            while one is not node:
+                self._take(one)
+                one = one.args[0]
+        self.found.steps.insert(0, (Step("plus", start=start[len(axes) - len(leaf.axes) :]), leaf))
+        return True
+
+    @staticmethod
+    def _of_part(addition: Node, view: Node, axes: Axes, start: tuple[int, ...]) -> Leaf | None:
+        """What is added to ``view``, with axes of the scores; None where it is broadcast along a part of an axis."""
+        bias = addition.args[1]
+        if not isinstance(bias, Node) or not is_tensor(bias) or bind(addition).get("alpha", 1) != 1:
+            return None
+        lead = len(axes) - rank(bias)
+        if lead < 0 or any(start[:lead]) or value_of(bias).dtype != value_of(view).dtype:
+            return None
+        found: list[tuple[str, ...]] = []
+        sizes = zip(shape_of(bias), shape_of(view)[lead:], axes[lead:], start[lead:], strict=True)
+        for size, whole, axis, low in sizes:
+            single = monomial(size) == ONE
+            if low if single else size != whole:
+                return None
+            found.append(() if single else axis)
+        return Leaf(bias, tuple(found))
 
     # ── sums over heads
 

@@ -53,7 +53,7 @@ class _Finder(Normalising):
             contracted, total = self._third_factor(product[0], axes)
             self._take(inner)
         else:
-            contracted = self._product(inner, "the last operation is no sum of products")
+            contracted = self._plain_product(inner, "the last operation is no sum of products")
         found = self._read(inner, contracted, axes)
         found.output = output
         if self.divided_by:
@@ -87,6 +87,11 @@ class _Finder(Normalising):
         except Refusal as refusal:
             raise max([*refusals, refusal], key=lambda one: one.depth) from None
 
+    def _plain_product(self, node: Node, reason: str) -> Contraction:
+        product = self._product(node, reason)
+        self.match.require(product.addend is None, "something is added to one of the two products", node)
+        return product
+
     def _weighted_sum(self, node: Node, sides: list[tuple[Node, Axes]], keys: tuple[str, ...]) -> Form:
         """Σ_j k·v with nothing further: K is a factor of the source alone."""
         soft = any(leads_to_softmax(side) for side, _ in sides)
@@ -114,7 +119,9 @@ class _Finder(Normalising):
             node, axes = self._one_back(node, axes, masks)
         else:
             self.match.refuse("the chain between the two products is too long", node)
-        product = self._product(node, "")
+        product = self._plain_product(node, "")
+        learned = operator_name(node) == "linear" and any(is_weight(factor) for factor in product.operands)
+        self.match.require(not learned, "one of the two products is a linear layer", node)
         sides = self._factors(product, axes)
         inner = self._summed(product, sides)
         for side in sides:

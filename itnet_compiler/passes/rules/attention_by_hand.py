@@ -99,6 +99,9 @@ def _prove_masks(found: Found, naming: _Naming) -> None:
     for place in places:
         step, leaf = found.steps[place]
         assert leaf is not None
+        if step.start:
+            found.steps[place] = (replace(step, hides=may_hide(leaf.node)), leaf)
+            continue
         visible = _visible(step, leaf, found.tracer)
         query, key = naming.one_query, naming.one_key
         if visible is None and query is not None and key is not None and _shows_segments(step, leaf, naming):

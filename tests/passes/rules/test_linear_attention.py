@@ -183,6 +183,15 @@ def test_near_misses(name):
     same(model, unified, x)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_of_the_values_is_no_factor_of_the_weights(bias):
+    model = Net(lambda net, q, k, v: (q @ k.mT).sigmoid() @ net.values(v)).eval()
+    model.values = nn.Linear(SIZE, SIZE, bias=bias)
+    unified = itnet.unify(model, torch.randn(2, 3, 16, 16))
+    (node,) = separable(unified)
+    assert (node.origin, node.kernel.query) == ("weighted sum", "")
+
+
 @pytest.mark.parametrize("name", ["linear", "normalised", "causal_cumsum", "quadratic"])
 def test_long_sequences_and_other_sizes(name):
     """The order of the products, and chunks of a causal sum, depend on the length."""
