@@ -51,14 +51,16 @@ def wanted_of(problem: Problem) -> frozenset[str]:
 
 
 def code(problem: Problem) -> str:
-    """The Triton source of all kernels, and the blocks that they run in."""
+    """The Triton source of all kernels, and the blocks that they run in where these are not tuned."""
     kind, exact = _kind(problem), precision(problem)
-    parts = [f"# forward, {blocks(problem.core, 'forward', exact)}\n{PRELUDE}{forward_text(problem.core, kind)}"]
+    parts = [
+        f"# forward, estimated {blocks(problem.core, 'forward', exact)}\n{PRELUDE}{forward_text(problem.core, kind)}"
+    ]
     for what, plan in zip(_BACKWARD, reverse_programs(problem.core, wanted_of(problem)), strict=True):
         side = SOURCE if what == "source" else QUERY
         if side == SOURCE or plan.names_of_rows or plan.names_of_shared:
             text = backward_text(plan.reverse, kind, side)
-            parts.append(f"# gradients: {what}, {blocks(plan.program, what, exact)}\n{text}")
+            parts.append(f"# gradients: {what}, estimated {blocks(plan.program, what, exact)}\n{text}")
     return "\n\n".join(parts)
 
 
