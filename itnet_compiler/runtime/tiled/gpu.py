@@ -29,6 +29,7 @@ from .block_code import unsupported
 from .block_kernels import PRELUDE, Kind, Reverse, backward_text, forward_text, shared_room
 from .block_sizes import Launch, blocks
 from .evaluated import evaluated
+from .files import write_whole
 from .problem import Gradients, Problem
 
 __all__ = ["backward", "code", "forward", "kernels", "precision", "refusals", "reverse_programs", "wanted_of"]
@@ -193,9 +194,8 @@ def kernels(text: str) -> ModuleType:
     text = PRELUDE + text
     name = "itnet_tiled_" + hashlib.sha256(text.encode()).hexdigest()[:32]
     file = cache_directory() / "tiled" / f"{name}.py"
-    file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists() or file.read_text(encoding="utf-8") != text:
-        file.write_text(text, encoding="utf-8")
+        write_whole(file, text.encode())
         debug(CODE, "%s", text)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None

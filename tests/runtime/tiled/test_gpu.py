@@ -71,15 +71,15 @@ def bench(call, quantiles):
     tried.append(call)
     return [len(tried) % 4 != 0] * 3
 block_sizes.bench, block_sizes.tuned = bench, lambda tensor: True
-check(network(hidden=5, waves=3, heads=2), (5, 9), normalise=True)
+check(network(hidden=5, waves=3, heads=1), (3, 5), normalise=True)
 assert len(tried) == 4 * 4, len(tried)
 """
 FEW = """
 check(network(), (7, 20))
 check(relaxed(heads=2, width=5), (9, 20), normalise=True, masked=True)
-check(network(heads=20), (1, 1), before=0, after=0, width=1)
 """
 MORE = """
+check(network(heads=20), (1, 1), before=0, after=0, width=1)
 check(network(hidden=5, waves=3, heads=2, depth=2), (17, 9), normalise=True, before=3, after=0)
 check(network(), (20, 33), normalise=True, masked=True)
 check(network(), (9, 20), dtype=torch.float16)  # the interpreter gets bfloat16 products wrong
