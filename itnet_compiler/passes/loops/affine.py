@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -134,6 +135,13 @@ class _Scans:
         if key_of(given.meta["val"])[2][1:] != key_of(core.types[Ref("carry", index)])[2]:
             row = self.emit("aten.unsqueeze.default", initial, 0)
             given = self.emit("getitem", self.emit("aten.broadcast_tensors.default", [given, row]), 0)
+        kind = core.types[Ref("carry", index)]
+        if given.meta["val"].dtype != kind.dtype:
+            raise _NotAffine
+        # A number of Python is not rounded to half precision before it is multiplied with.
+        narrow = not isinstance(decay, Node) and kind.dtype in (torch.bfloat16, torch.float16)
+        if narrow:
+            given, initial = (self.emit("aten.to.dtype", value, torch.float32) for value in (given, initial))
         if not isinstance(decay, Node):
             decay = self.emit("aten.new_full.default", initial, [1] * rank, decay)
         elif form.a.timed:
@@ -141,12 +149,11 @@ class _Scans:
         constant = not form.a.timed
         spec = Spec(Diagonal(constant=constant), Past(), "linear recurrence", ("decay", "input", "initial"))
         operands = {"decay": decay, "input": given, "initial": initial}
-        value = given.meta["val"]
-        kind = core.types[Ref("carry", index)]
-        if value.dtype != kind.dtype:
-            raise _NotAffine
         values = (self.emit.run(lambda v: v.new_empty(v.shape), given), self.emit.run(lambda v: v.clone(), initial))
-        self.states[index], self.last[index] = self.emit.pieces(self.integral(spec, operands, values))
+        made = self.emit.pieces(self.integral(spec, operands, values))
+        if narrow:
+            made = [self.emit("aten.to.dtype", value, kind.dtype) for value in made]
+        self.states[index], self.last[index] = made
         self.timed.setdefault(after, self.states[index])
 
     # ---- affine forms
