@@ -96,7 +96,7 @@ class _Scans:
         for index, after in enumerate(self.core.body.carried):
             if after == ref:
                 return self.last[index]
-        return self.emit("aten.select.int", self._all(ref), 0, self.core.steps - 1)
+        return self.emit("aten.select.int", self._all(ref), 0, -1)
 
     # ---- what depends on what
 
@@ -186,7 +186,7 @@ class _Scans:
             return self.emit("aten.movedim.int", node, axis, 0) if axis else node
         if ref.kind == "carry":  # the states, one step late
             row = self.emit("aten.unsqueeze.default", self.core.initial[ref.index], 0)
-            kept = self.emit("aten.slice.Tensor", self.states[ref.index], 0, 0, self.core.steps - 1, 1)
+            kept = self.emit("aten.slice.Tensor", self.states[ref.index], 0, 0, -1, 1)
             return self.emit("aten.cat.default", [row, kept], 0)
         if ref.kind != "local" or not self.needs[ref.index] <= set(self.states):
             raise _NotAffine
