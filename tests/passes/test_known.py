@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import itnet
 from itnet_compiler.capture.leaves import leaves_installed
 from itnet_compiler.ir.selective import Selective
+from tests import foreign
 
 PLACE = "transformers.models.of_this_test"
 
@@ -209,6 +210,7 @@ def test_models_of_transformers(name, train):
 @pytest.mark.exhaustive
 def test_gradients_of_a_long_mamba() -> None:
     """At 1,024 steps the backward pass of the fallback takes longer than the comparison at capture waits for."""
+    foreign.prepare("transformers")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.MambaConfig(
