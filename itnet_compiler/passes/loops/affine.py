@@ -138,22 +138,17 @@ class _Scans:
         kind = core.types[Ref("carry", index)]
         if given.meta["val"].dtype != kind.dtype:
             raise _NotAffine
-        # A number of Python is not rounded to half precision before it is multiplied with.
-        narrow = not isinstance(decay, Node) and kind.dtype in (torch.bfloat16, torch.float16)
-        if narrow:
-            given, initial = (self.emit("aten.to.dtype", value, torch.float32) for value in (given, initial))
         if not isinstance(decay, Node):
-            decay = self.emit("aten.new_full.default", initial, [1] * rank, decay)
+            # A number of Python is not rounded to half precision before it is multiplied with.
+            wide = {"dtype": torch.float32} if kind.dtype in (torch.bfloat16, torch.float16) else {}
+            decay = self.emit("aten.new_full.default", initial, [1] * rank, decay, **wide)
         elif form.a.timed:
             decay = self._lifted(decay, rank)
         constant = not form.a.timed
         spec = Spec(Diagonal(constant=constant), Past(), "linear recurrence", ("decay", "input", "initial"))
         operands = {"decay": decay, "input": given, "initial": initial}
         values = (self.emit.run(lambda v: v.new_empty(v.shape), given), self.emit.run(lambda v: v.clone(), initial))
-        made = self.emit.pieces(self.integral(spec, operands, values))
-        if narrow:
-            made = [self.emit("aten.to.dtype", value, kind.dtype) for value in made]
-        self.states[index], self.last[index] = made
+        self.states[index], self.last[index] = self.emit.pieces(self.integral(spec, operands, values))
         self.timed.setdefault(after, self.states[index])
 
     # ---- affine forms
