@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import itnet
-from benchmarks import burgers, capture_time, gpu, kernel, kernel_peers, measure, overhead, recurrence
+from benchmarks import burgers, capture_time, gpu, kernel, kernel_peers, loops, measure, overhead, recurrence
 from benchmarks.zoo import apart, catalog, document, examine, from_transformers, kinds, run
 
 
@@ -82,6 +82,12 @@ def test_capture_time_row():
     total, verify, captured, compared = capture_time.unify_stages(model, kwargs)
     assert total > captured > verify > 0
     assert compared > 0
+
+
+def test_loop_row():
+    line = loops.row("sine", 9, seconds=0.05, patience=0)
+    assert len(line) == len(loops.HEADER) + len(loops.MORE)
+    assert line[1] == "loop (library)"
 
 
 @pytest.mark.foreign
