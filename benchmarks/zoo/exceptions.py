@@ -96,6 +96,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "patchtsmixer": _PATCHED_SERIES,
     "depth_anything": _PYRAMID,
     "prompt_depth_anything": _PYRAMID,
+    "tipsv2_dpt": _PYRAMID,
+    "zoedepth": _PYRAMID,
     "csm": dict(codec_config=dict(upsample_groups=1)),
     "lw_detr": dict(projector_scale_factors=[1.0], num_feature_levels=1)
     | dict(backbone_config=dict(num_windows=4, num_windows_side=2, window_block_indices=[0])),
