@@ -43,6 +43,10 @@ _CHUNKWISE = dict(
     step_kernel="native",
 )
 
+_SEGMENT = dict(
+    vision_config=dict(fpn_hidden_size=128, backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]]),
+    prompt_encoder_config=dict(hidden_size=128),
+)
 _PYRAMID = dict(neck_hidden_sizes=[8, 16, 32, 64], backbone_config=dict(num_hidden_layers=4, out_indices=[1, 2, 3, 4]))
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -94,6 +98,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "informer": _SERIES,
     "patchtst": _PATCHED_SERIES,
     "patchtsmixer": _PATCHED_SERIES,
+    "sam2": _SEGMENT,
+    "sam2_video": _SEGMENT,
     "depth_anything": _PYRAMID,
     "prompt_depth_anything": _PYRAMID,
     "tipsv2_dpt": _PYRAMID,
