@@ -11,8 +11,8 @@ __all__ = ["scan"]
 
 
 @cache
-def scan(package: str, prefix: str = "") -> tuple[ModuleType, ...]:
-    """Import every module of ``package`` whose name starts with ``prefix``, in alphabetical order."""
+def scan(package: str) -> tuple[ModuleType, ...]:
+    """Import every module of ``package``, in alphabetical order."""
     root = importlib.import_module(package)
-    names = sorted(info.name for info in pkgutil.iter_modules(root.__path__) if info.name.startswith(prefix))
+    names = sorted(info.name for info in pkgutil.iter_modules(root.__path__))
     return tuple(importlib.import_module(f"{package}.{name}") for name in names)

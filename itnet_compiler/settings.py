@@ -3,6 +3,7 @@
 ``ITNET_DEBUG=1..4``: 1 summary, 2 stages with times, 3 near misses, 4 generated code.
 ``ITNET_DUMP=dir``: every stage writes a numbered, diffable text file there.
 ``ITNET_CACHE=dir``: where compiled code is kept, instead of the user's cache directory.
+``ITNET_TUNE=0``: block sizes of kernels on GPUs are estimated, not measured.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ def dump(stage: str, text: str) -> None:
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     (path / f"{_dumped:03d}-{stage}.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def tuning() -> bool:
+    """Whether kernels may be measured to choose among them."""
+    return os.environ.get("ITNET_TUNE", "1").strip() != "0"
 
 
 def cache_directory() -> Path:

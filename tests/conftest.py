@@ -22,9 +22,9 @@ SAMPLED = {
     "integration/test_timm.py": 2,
     "integration/test_transformers.py": 2,
     "integration/test_wrapping.py": 3,
-    "passes/test_detect_linear_attention.py": 2,
-    "passes/test_detect_long_convolution.py": 2,
-    "passes/test_detect_matrix_state.py": 3,
+    "passes/rules/test_linear_attention.py": 2,
+    "passes/rules/test_long_convolution.py": 2,
+    "passes/rules/test_matrix_state.py": 3,
     "test_hard.py": 2,
     "test_traps.py": 2,
 }

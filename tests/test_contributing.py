@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import itnet_compiler.passes
+import itnet_compiler.passes.rules
 from itnet_compiler.passes import engine
 from itnet_compiler.registry import scan
 from tests.documents import ROOT, blocks
 
-RULE_FOLDER, TEST_FOLDER = "itnet_compiler/passes/", "tests/passes/"
+RULE_FOLDER, TEST_FOLDER = "itnet_compiler/passes/rules/", "tests/passes/rules/"
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def rule_module(tmp_path, monkeypatch):
     (block,) = [block for block in blocks("CONTRIBUTING.md", "python") if block.title.startswith(RULE_FOLDER)]
     file = tmp_path / Path(block.title).name
     file.write_text(block.text, encoding="utf-8")
-    monkeypatch.setattr(itnet_compiler.passes, "__path__", [*itnet_compiler.passes.__path__, str(tmp_path)])
+    monkeypatch.setattr(itnet_compiler.passes.rules, "__path__", [*itnet_compiler.passes.rules.__path__, str(tmp_path)])
     _forget()
-    yield f"itnet_compiler.passes.{file.stem}"
+    yield f"itnet_compiler.passes.rules.{file.stem}"
     monkeypatch.undo()
-    sys.modules.pop(f"itnet_compiler.passes.{file.stem}", None)
+    sys.modules.pop(f"itnet_compiler.passes.rules.{file.stem}", None)
     _forget()
 
 
@@ -59,7 +59,7 @@ def test_the_rule_is_found_and_its_test_passes(rule_module):
 
 def test_a_wrong_rule_is_rolled_back(rule_module, tmp_path):
     """What the page claims of ``step + 1``."""
-    (file,) = tmp_path.glob("detect_*.py")
+    (file,) = tmp_path.glob("*.py")
     right = file.read_text(encoding="utf-8")
     file.write_text(right.replace("Window((size,), (step,)", "Window((size,), (step + 1,)"), encoding="utf-8")
     assert file.read_text(encoding="utf-8") != right

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import runpy
+import sys
 
 import pytest
 
@@ -15,7 +16,9 @@ NEEDS = {
     "inspect_resnet": ("torchvision",),
     "mamba": ("transformers",),
     "restore_capitals": (),
+    "learn_kernels": (),
 }
+SHORT = {"learn_kernels": ["--quick"]}
 
 
 def test_all_examples_are_listed():
@@ -24,10 +27,12 @@ def test_all_examples_are_listed():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDS)
-def test_example(name, capsys):
+def test_example(name, capsys, monkeypatch, tmp_path):
     missing = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
     foreign.prepare()
+    monkeypatch.setattr(sys, "argv", [name, *SHORT.get(name, [])])
+    monkeypatch.chdir(tmp_path)  # pictures go there
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     assert capsys.readouterr().out

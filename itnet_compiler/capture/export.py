@@ -38,7 +38,7 @@ from .patience import PATIENCE, OutOfTime, limited
 from .questions import questions_noted
 from .regions import inline_regions, modes_recorded
 from .signature import Call, map_arguments
-from .throwaway import plain_sizes, throwaway_clone, watch_belongings
+from .throwaway import open_records, plain_sizes, throwaway_clone, watch_belongings
 
 __all__ = ["Capture", "capture"]
 
@@ -181,6 +181,7 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
     nested = open_fast_paths(throwaway)
     watch_belongings(throwaway)
     args, kwargs = plain_sizes(throwaway, call)
+    open_records(throwaway)
     # The grad mode comes last: inference_mode sets it too.
     mode = torch.enable_grad() if grad else torch.no_grad()
     with (
@@ -242,9 +243,9 @@ _KNOWN = (
         "keep such decisions outside the modules that are to be captured",
     ),
     (
-        r"(?i)unsupported type|unregistered|is an instance of .*not.*pytree|Cache",
-        "forward returns an object that is no container of tensors",
-        "with transformers set model.config.use_cache = False",
+        r"(?i)unsupported type|unregistered|is an instance of .*not.*pytree|Found <class .* in output",
+        "forward returns an object that is no container of tensors and cannot be taken apart",
+        "return tensors, plain values, containers or dataclasses of them",
     ),
 )
 

@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError
 from .belongings import Belongings
 from .clone import shallow_clone
+from .records import opened
 from .signature import Call, is_size
 
-__all__ = ["StateWritten", "plain_sizes", "throwaway_clone", "watch_belongings"]
+__all__ = ["StateWritten", "open_records", "plain_sizes", "throwaway_clone", "watch_belongings"]
 
 
 class StateWritten(CaptureError):
@@ -79,6 +80,22 @@ def plain_sizes(clone: nn.Module, call: Call) -> tuple[tuple[Any, ...], dict[str
         [tuple(leaf) if is_size(leaf) else leaf for leaf in leaves], structure
     )
     return plain
+
+
+def open_records(clone: nn.Module) -> None:
+    """Make the forward of a throw-away clone return the tensors of objects that it makes (``records``)."""
+    inner = clone.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        held = [value for module in clone.modules() for value in vars(module).values()]
+        given = pytree.tree_leaves((args, kwargs))
+        return opened(
+            result, [*held, *(item for one in held if isinstance(one, (list, tuple)) for item in one), *given]
+        )
+
+    forward.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]
+    clone.__dict__["forward"] = forward
 
 
 def watch_belongings(clone: nn.Module) -> None:

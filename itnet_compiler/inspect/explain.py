@@ -17,7 +17,7 @@ from ..ir.integral import Integral
 from ..ir.kernel import Kernel
 from ..ir.naming import inside, is_hidden, module_path, operator_name, prefixes, source_line
 from ..passes.classify import Category
-from .facts import Facts, fixed_length
+from .facts import Facts, length_of
 from .overview import Left, Overview
 from .text import count, error, shorten, table, units
 
@@ -232,7 +232,7 @@ def _others(facts: Facts, nodes: list[Node]) -> str:
 
 def _loops(facts: Facts, path: str) -> str:
     found = [loop for loop in facts.variant.journal.loops() if inside(loop.module_path, path) or path == loop.integral]
-    cells = [(loop.source_line or "", fixed_length(loop)) for loop in found]
+    cells = [(loop.source_line or "", length_of(loop, facts.variant.journal)) for loop in found]
     return "\n".join(["loops", *table(cells, indent="  ")]) if cells else ""
 
 

@@ -16,7 +16,7 @@ from ..ir.kernel import Work
 from ..ir.naming import is_hidden, module_path, source_line
 from ..ir.printer import Printer
 from ..passes.classify import Category, Classification, classify, coverage
-from ..passes.journal import Entry
+from ..passes.journal import Entry, Journal
 from ..passes.work import concrete, node_work
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..runtime.program import Program
     from ..runtime.variant import Variant
 
-__all__ = ["Facts", "Miss", "Row", "fixed_length"]
+__all__ = ["Facts", "Miss", "Row", "length_of"]
 
 CATEGORIES = tuple(str(category) for category in Category if category is not Category.SUPPORT)
 
@@ -231,9 +231,12 @@ class Facts:
         return integral.kernel.work(integral.domain, operands, outputs if isinstance(outputs, tuple) else (outputs,))
 
 
-def fixed_length(loop: Entry) -> str:
+def length_of(loop: Entry, journal: Journal) -> str:
     """What a re-rolled loop means for calls of another length."""
-    return f"length fixed at {loop.steps} steps; another length is captured when it comes"
+    if journal.least is not None:
+        return f"any length from {journal.least} on; the first call of each is compared with the original"
+    why = f": {journal.fixed}" if journal.fixed else "; another length is captured when it comes"
+    return f"length fixed at {loop.steps} steps{why}"
 
 
 def _stand_in(value: Any) -> Any:

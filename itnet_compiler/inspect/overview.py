@@ -11,7 +11,7 @@ from torch.fx import Node
 from ..ir.kernel import Work
 from ..ir.printer import print_graph
 from ..passes.classify import Classification, coverage
-from ..passes.journal import Entry
+from ..passes.journal import Entry, Journal
 from ..runtime.assembly import graphs, left, share
 from .facts import CATEGORIES, Facts, Miss, Row
 
@@ -102,9 +102,10 @@ class Overview:
         return max((facts.worst for facts in self.graphs if facts.worst is not None), default=None)
 
     @cached_property
-    def loops(self) -> list[Entry]:
-        """Loops that were re-rolled; their graphs are for one length."""
-        return [entry for facts in self.graphs for entry in facts.variant.journal.loops()]
+    def loops(self) -> list[tuple[Entry, Journal]]:
+        """Loops that were re-rolled, each with the journal that says for which lengths."""
+        journals = [facts.variant.journal for facts in self.graphs]
+        return [(entry, journal) for journal in journals for entry in journal.loops()]
 
     @cached_property
     def near_misses(self) -> list[Entry]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..ir.kernel import Work
-from .facts import CATEGORIES, Miss, Row, fixed_length
+from .facts import CATEGORIES, Miss, Row, length_of
 from .overview import Overview
 from .text import count, counted, error, shorten, table, units
 
@@ -87,8 +87,10 @@ class Report:
         if program.variants:
             labels = [v.label + (f" ({v.alignment})" if v.alignment else "") for v in program.variants]
             lines.append(f"graphs: {', '.join(labels)}")
-        places = ((loop.source_line or loop.module_path or "?", loop) for loop in self.facts.loops)
-        lines += dict.fromkeys(f"loop at {place}: {fixed_length(loop)}" for place, loop in places)
+        lines += dict.fromkeys(
+            f"loop at {loop.source_line or loop.module_path or '?'}: {length_of(loop, journal)}"
+            for loop, journal in self.facts.loops
+        )
         if self.facts.whole:
             return lines + [f"original code runs: {text}" for text in program.fallbacks]
         parts = shorten(", ".join(self.facts.paths), 200) or "none"
@@ -153,8 +155,13 @@ class Report:
             "integrals": [row.to_dict() for row in self.rows],
             "unmatched": [vars(miss) for miss in self.unmatched],
             "loops": [
-                {"steps": loop.steps, "module_path": loop.module_path, "source_line": loop.source_line}
-                for loop in facts.loops
+                {
+                    "steps": loop.steps,
+                    "least": journal.least,
+                    "module_path": loop.module_path,
+                    "source_line": loop.source_line,
+                }
+                for loop, journal in facts.loops
             ],
             "near_misses": [_entry(entry) for entry in facts.near_misses],
             "variants": [variant.label for variant in self._program.variants],

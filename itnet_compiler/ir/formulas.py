@@ -36,6 +36,7 @@ def separable_formula(kernel: Separable) -> list[str]:
     keys, key = " ".join(labels.keys), _of("k", labels_of(layouts["key"]))
     lines = [f"k ← exp(k) / Σ_{keys} exp(k)"] if kernel.softmaxed else []
     factors = [f"{kernel.scale:.6g}·"] if kernel.scale != 1.0 else []
+    factors += [f"1/|{keys}|·"] if kernel.averaged else []
     factors.append(_sum(labels.channels))
     factors.append(f"{_of('q', labels_of(layouts['query']))}·{key}" if kernel.query else key)
     if kernel.mask:

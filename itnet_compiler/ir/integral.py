@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from .domain import Domain
 from .kernel import Kernel, Spec
 
-__all__ = ["Integral", "Plan", "Verification"]
+__all__ = ["Integral", "Like", "Plan", "Verification"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,21 @@ class Plan:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Like:
+    """What a tensor operand was when the node was made.
+
+    Attributes:
+        shape: Sizes; those of the example inputs where they are symbolic.
+        dtype: Its dtype.
+        device: Type of its device.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+
 class Executable(Protocol):
     """What a lowering builds: see ``lowering.base.Lowered``."""
 
@@ -63,6 +79,8 @@ class Executable(Protocol):
 
     @property
     def source(self) -> str: ...
+
+    def code(self, examples: Mapping[str, Any]) -> str: ...
 
 
 class Integral(nn.Module):
@@ -77,6 +95,7 @@ class Integral(nn.Module):
         source_line: ``file.py:12`` of the call in the user's code, or None.
         verification: How the rewrite was checked.
         plan: How it is run.
+        examples: Role → ``Like`` of the operand, or a list of them; empty where that is not known.
     """
 
     def __init__(
@@ -89,8 +108,10 @@ class Integral(nn.Module):
         module_path: str,
         source_line: str | None,
         verification: Verification,
+        examples: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.examples = dict(examples or {})
         self.spec, self.executable, self.plan = spec, executable, plan
         self.name, self.module_path, self.source_line = name, module_path, source_line
         self.verification = verification
@@ -116,8 +137,8 @@ class Integral(nn.Module):
         return self.spec.origin
 
     def source(self) -> str:
-        """Python source of what runs this node."""
-        return self.executable.source
+        """What runs this node: Python source or, where code is generated for operands like its own, that code."""
+        return self.executable.code(self.examples)
 
     def forward(self, **operands: Any) -> Any:
         """Run the planned lowering on ``operands`` (by role, as in ``spec.operands``)."""

@@ -14,7 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Arranger", "Layout", "contracted", "label_sizes", "labels_of", "merged", "parse", "shown", "spread"]
+__all__ = [
+    "Arranger",
+    "Layout",
+    "contracted",
+    "label_sizes",
+    "labels_of",
+    "merged",
+    "ordered",
+    "parse",
+    "shown",
+    "spread",
+]
 
 Layout = tuple[tuple[str, ...], ...]
 
@@ -169,6 +180,15 @@ class Arranger:
 
     def _shape(self, layout: Layout) -> str:
         return ", ".join(" * ".join(self.extent(label) for label in axis) or "1" for axis in layout) or "()"
+
+
+def ordered(text: str, memory: Sequence[int]) -> str:
+    """The expression ``text`` with its axes in memory in the order ``memory``, slowest first; any where it is empty."""
+    places = range(len(memory))
+    if list(memory) == list(places):
+        return f"{text}.contiguous()" if memory else text
+    there, back = (", ".join(map(str, order)) for order in (memory, [memory.index(place) for place in places]))
+    return f"{text}.permute({there}).contiguous().permute({back})"
 
 
 def _with_ones(target: Layout) -> str:

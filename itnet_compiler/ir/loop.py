@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from .body import Body, Call, Progression, Ref, concrete
 from .domain import Domain, Past
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 
-__all__ = ["Loop", "Shape"]
+__all__ = ["SHORT", "Loop", "Shape", "shortened"]
+
+# Steps at which a loop is compared with its definition.
+SHORT = 3
 
 # Shape and kind (``float``, ``bool`` or ``long``) of an operand at the example; None for a number.
 Shape = tuple[tuple[int, ...], str] | int | float | None
@@ -23,7 +27,7 @@ Shape = tuple[tuple[int, ...], str] | int | float | None
 
 @dataclass(frozen=True)
 class Loop(Kernel):
-    """h_t = step(h_{t−1}, x_t; w) for t = 0 … length − 1, where ``step`` is a program.
+    """h_t = step(h_{t−1}, x_t; w) for t = 0, 1, … , where ``step`` is a program.
 
     Operands: ``initial``, the carried values before the first step; ``inputs``, whole tensors of which step t gets
     slice t along an axis; ``shared``, what every step gets. Returns a tuple: each of the body's outputs, stacked along
@@ -31,17 +35,18 @@ class Loop(Kernel):
 
     Attributes:
         body: One step.
-        length: Number of steps.
+        length: Number of steps; None: as many as ``inputs`` have slices.
         axes: Axis of time of each of ``inputs``.
         stacked: Axis of time of each output.
-        shapes: Of the operands at the example, by role, for drawing others like them.
+        shapes: Of the operands at the example, by role, for drawing others like them; of ``inputs`` at most ``SHORT``
+            steps.
     """
 
     family: ClassVar[str] = "gated"
     value_map: ClassVar[str] = "what a step adds to the carried values"
 
     body: Body
-    length: int
+    length: int | None
     axes: tuple[int, ...] = ()
     stacked: tuple[int, ...] = ()
     shapes: tuple[tuple[str, tuple[Shape, ...]], ...] = ()
@@ -55,14 +60,15 @@ class Loop(Kernel):
         steps = [value.unbind(axis) for value, axis in zip(operands["inputs"], self.axes, strict=True)]
         kept: list[list[Tensor]] = [[] for _ in self.body.outputs]
         known: dict[str, Any] = {}
-        for step in range(self.length):
+        length = self._steps(operands["inputs"])
+        for step in range(length):
             given = tuple(values[step] for values in steps)
             known = {"carry": carry, "step": given, "shared": shared}
             known["local"] = self.body.run(step, carry, given, shared)
             for values, ref in zip(kept, self.body.outputs, strict=True):
                 values.append(concrete(ref, known, step))
             carry = tuple(concrete(ref, known, step) for ref in self.body.carried)
-        finals = [concrete(ref, known, self.length - 1) for ref in self.body.finals]
+        finals = [concrete(ref, known, length - 1) for ref in self.body.finals]
         stacks = [torch.stack(values, axis) for values, axis in zip(kept, self.stacked, strict=True)]
         return (*stacks, *finals)
 
@@ -70,26 +76,20 @@ class Loop(Kernel):
         return self.body.lines()
 
     def describe(self) -> str:
-        given = f"loop of {len(self.body.calls)} operators, length={self.length}"
-        return f"{self.family}({given}, carries={len(self.body.carried)})"
+        length = "" if self.length is None else f", length={self.length}"
+        return f"{self.family}(loop of {len(self.body.calls)} operators{length}, carries={len(self.body.carried)})"
+
+    def _steps(self, inputs: Sequence[Any]) -> int:
+        return int(inputs[0].shape[self.axes[0]]) if self.length is None else self.length
 
     def miniature(self, domain: Domain, roles: tuple[str, ...]) -> Sample:
         """Three steps; the sizes of what is not time are part of the program, so they stay."""
         draws: dict[str, Any] = {}
         for role, shapes in self.shapes:
             axes = self.axes if role == "inputs" else (None,) * len(shapes)
-            draws[role] = [_draw(shape, axis) for shape, axis in zip(shapes, axes, strict=True)]
-        short = Loop(self.body, min(self.length, 3), self.axes, self.stacked, self._shortened())
-        return Sample(Spec(short, domain, "loop", roles), draws)
-
-    def _shortened(self) -> tuple[tuple[str, tuple[Shape, ...]], ...]:
-        found = []
-        for role, shapes in self.shapes:
-            if role == "inputs":
-                pairs = zip(shapes, self.axes, strict=True)
-                shapes = tuple(_cut(shape, axis) for shape, axis in pairs)
-            found.append((role, shapes))
-        return tuple(found)
+            draws[role] = [_draw(shortened(shape, axis)) for shape, axis in zip(shapes, axes, strict=True)]
+        length = None if self.length is None else min(self.length, SHORT)
+        return Sample(Spec(dataclasses.replace(self, length=length), domain, "loop", roles), draws)
 
     def work(self, domain: Domain, operands: Operands, outputs: tuple[Tensor, ...]) -> Work:
         """Operations of one step, counted operator by operator, times the steps; bytes of operands and outputs."""
@@ -106,7 +106,9 @@ class Loop(Kernel):
             for call, made in zip(self.body.calls, known["local"], strict=True)
         )
         moved = [leaf for leaf in pytree.tree_leaves((dict(operands), outputs)) if isinstance(leaf, Tensor)]
-        return Work(self.length * flops, sum(int(leaf.numel()) * leaf.element_size() for leaf in moved))
+        return Work(
+            self._steps(operands["inputs"]) * flops, sum(int(leaf.numel()) * leaf.element_size() for leaf in moved)
+        )
 
     @classmethod
     def samples(cls) -> list[Sample]:
@@ -141,24 +143,24 @@ class Loop(Kernel):
 def _elman(cls: type[Loop], body: Body, length: int, batch: int, units: int, axis: int) -> Sample:
     sequence = (batch, length, units) if axis else (length, batch, units)
     state, weight = Draw((batch, units)), Draw((units, units), deviation=units**-0.5)
-    return cls(body, length, (axis,), (axis,))._with(initial=[state], inputs=[Draw(sequence)], shared=[weight])
+    return cls(body, None, (axis,), (axis,))._with(initial=[state], inputs=[Draw(sequence)], shared=[weight])
 
 
-def _cut(shape: Shape, axis: int | None) -> Shape:
+def shortened(shape: Shape, axis: int | None) -> Shape:
+    """A shape with at most ``SHORT`` steps along its axis of time; None for an operand that has none."""
     if not isinstance(shape, tuple) or axis is None:
         return shape
     sizes = list(shape[0])
-    sizes[axis] = min(sizes[axis], 3)
+    sizes[axis] = min(sizes[axis], SHORT)
     return tuple(sizes), shape[1]
 
 
-def _draw(shape: Shape, axis: int | None) -> Any:
-    cut = _cut(shape, axis)
-    if not isinstance(cut, tuple):
-        return cut
+def _draw(shape: Shape) -> Any:
+    if not isinstance(shape, tuple):
+        return shape
     # Matrices are drawn so that products stay of order 1 over the steps.
-    deviation = cut[0][-1] ** -0.5 if len(cut[0]) > 1 and cut[0][-1] else 1.0
-    return Draw(cut[0], cut[1], deviation)
+    deviation = shape[0][-1] ** -0.5 if len(shape[0]) > 1 and shape[0][-1] else 1.0
+    return Draw(*shape, deviation)
 
 
 # Operators whose operations are those of a product of matrices: result elements × twice the summed axis.

@@ -45,7 +45,9 @@ class Separable(Kernel):
         eps: Added to that sum, or its least value.
         clamped: Which of both.
         scale: A number.
+        averaged: Whether K is divided by the number of positions, as in Galerkin attention (arXiv 2105.14995, eq. 5).
         sizes: Extents of labels that are fixed.
+        memory: As of ``Attention``.
     """
 
     family: ClassVar[str] = "separable"
@@ -63,7 +65,9 @@ class Separable(Kernel):
     eps: float = 0.0
     clamped: bool = False
     scale: float = 1.0
+    averaged: bool = False
     sizes: tuple[tuple[str, int], ...] = ()
+    memory: tuple[int, ...] = ()
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -88,7 +92,7 @@ class Separable(Kernel):
     def describe(self) -> str:
         """``separable(causal, normalised)`` and the layouts."""
         parts = [f"scale={self.scale:.6g}"] if self.scale != 1.0 else []
-        parts += [name for name in ("softmaxed", "causal", "normalised") if getattr(self, name)]
+        parts += [name for name in ("softmaxed", "causal", "normalised", "averaged") if getattr(self, name)]
         parts += [f"{'at least' if self.clamped else 'eps'}={self.eps:.3g}"] if self.eps else []
         parts += ["·¬mask" if self.hides else "·mask"] if self.mask else []
         text = f"{self.family}({', '.join(parts)})" if parts else self.family
@@ -134,6 +138,8 @@ class Separable(Kernel):
         weights = weights.expand([sizes[label] for label in order])
         lengths = [math.prod(sizes[label] for label in group) for group in (labels.queries, labels.keys)]
         weights = weights.reshape([*(sizes[label] for label in labels.batch), *lengths])
+        if self.averaged:
+            weights = weights / max(lengths[1], 1)
         if self.causal:
             weights = weights.tril()
         if self.normalised:
@@ -213,6 +219,8 @@ class Separable(Kernel):
             (replace(plain, causal=True), same),
             (replace(plain, causal=True), sizes | {"i": 300, "j": 300, "b": 1, "h": 1}),
             (replace(heads, causal=True, normalised=True, eps=1e-3), same),
+            (replace(plain, averaged=True, scale=0.5), sizes),
+            (replace(plain, averaged=True, causal=True), same),
             (replace(plain, mask="h i j"), sizes),
             (replace(plain, softmaxed=True, scale=0.5), sizes),
             (replace(heads, softmaxed=True), sizes),

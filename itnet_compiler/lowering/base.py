@@ -34,18 +34,24 @@ class Lowered:
         parameters: Operand roles, the arguments of ``function`` in order.
         expression: Python source in terms of ``parameters`` and the names in ``namespace``.
         namespace: Functions and constants that the expression uses.
-        text: What ``node.source()`` shows; the expression itself unless given.
+        text: What stands for the source in short; the expression itself unless given.
+        write: Gives the generated code that runs operands like these (role → ``ir.integral.Like``, or lists of them).
     """
 
     parameters: tuple[str, ...]
     expression: str
     namespace: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+    write: Callable[[Mapping[str, Any]], str] | None = None
 
     @property
     def source(self) -> str:
-        """Python source, as shown to users."""
+        """Python source, or what is computed, in short."""
         return self.text or f"def integral({', '.join(self.parameters)}):\n    return {self.expression}\n"
+
+    def code(self, examples: Mapping[str, Any]) -> str:
+        """What runs operands like the examples, as ``node.source()`` shows it; in short where none are known."""
+        return self.source if self.write is None or not examples else self.write(examples)
 
     @cached_property
     def function(self) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..ir.pairwise import Pairwise
 from ..ir.softmax import Softmax
 from .base import Lowered, Lowering, Support
 
-__all__ = ["Tiled", "flattened", "integrate", "listing"]
+__all__ = ["Tiled", "flattened", "integrate", "listing", "written"]
 
 
 class Tiled(Lowering):
@@ -48,7 +48,7 @@ class Tiled(Lowering):
             else _Call(spec.kernel, spec.domain)
         )
         arguments = ", ".join(f"{role}={role}" for role in spec.operands)
-        return Lowered(spec.operands, f"tiled({arguments})", {"tiled": call}, text=call.source())
+        return Lowered(spec.operands, f"tiled({arguments})", {"tiled": call}, text=call.source(), write=call.code)
 
 
 def _against_attention(spec: Spec, kernel: Softmax) -> list[str]:
@@ -66,13 +66,8 @@ class _Call:
     programs: dict[Any, tuple[str, tuple[str, ...]]] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, **operands: Any) -> Tensor:
-        assert isinstance(self.kernel, (Mlp, Pairwise))
         flat = flattened(operands)
-        shapes = self.kernel.shapes_of_pair(flat)
-        if shapes not in self.programs:
-            program = self.kernel.pair_program(dict(shapes))
-            self.programs[shapes] = str(program), tuple(item.name for item in program.inputs)
-        text, names = self.programs[shapes]
+        text, names = self._program(flat)
         return integrate(
             text,
             [flat[name] for name in names],
@@ -80,9 +75,28 @@ class _Call:
             measure=flat.get("measure"),
             mask=flat.get("mask"),
             like_queries=flat.get("like_queries"),
-            normalise=self.kernel.normalise,
+            normalise=self._normalise,
             domain=self.domain,
         )
+
+    @property
+    def _normalise(self) -> bool:
+        assert isinstance(self.kernel, (Mlp, Pairwise))
+        return self.kernel.normalise
+
+    def _program(self, flat: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """Text of the program for operands of these shapes, and its inputs in order."""
+        assert isinstance(self.kernel, (Mlp, Pairwise))
+        shapes = self.kernel.shapes_of_pair(flat)
+        if shapes not in self.programs:
+            program = self.kernel.pair_program(dict(shapes))
+            self.programs[shapes] = str(program), tuple(item.name for item in program.inputs)
+        return self.programs[shapes]
+
+    def code(self, examples: Mapping[str, Any]) -> str:
+        """What runs operands like these."""
+        flat = flattened(examples)
+        return written(self._program(flat)[0], flat, self._normalise)
 
     def source(self) -> str:
         """The program of a pair where its shapes are known."""
@@ -105,11 +119,18 @@ class _Attention:
             tensor.expand(*lead, *tensor.shape[-2:]).reshape(math.prod(lead), *tensor.shape[-2:])
             for tensor in (query, key, value)
         )
-        width = query.shape[-1]
-        scale = 1.0 / math.sqrt(width) if self.kernel.scale is None else self.kernel.scale
-        text = _product(int(width), scale)
+        text = self._program(int(query.shape[-1]))
         found = integrate(text, [queries, keys], values.unsqueeze(1), normalise=True, domain=self.domain)
         return found.reshape(*lead, query.shape[-2], value.shape[-1])
+
+    def _program(self, width: int) -> str:
+        return _product(width, 1.0 / math.sqrt(width) if self.kernel.scale is None else self.kernel.scale)
+
+    def code(self, examples: Mapping[str, Any]) -> str:
+        """What runs operands like these."""
+        value = examples["value"]
+        each = replace(value, shape=(math.prod(value.shape[:-2]), 1, *value.shape[-2:]))
+        return written(self._program(examples["query"].shape[-1]), {"value": each}, True)
 
     def source(self) -> str:
         """The program of a pair depends on the width of the heads."""
@@ -156,3 +177,11 @@ def integrate(
     """``torch.ops.itnet.integrate`` over a domain of keys."""
     before, after = (-1 if bound is None else bound for bound in reach(domain))
     return torch.ops.itnet.integrate(value, inputs, measure, mask, like_queries, program, normalise, before, after)
+
+
+def written(program: str, examples: Mapping[str, Any], normalise: bool) -> str:
+    """The code that is generated for a program and operands like these (``ir.integral.Like`` by role)."""
+    value = examples["value"]
+    options = normalise, "measure" in examples, "mask" in examples
+    heads, width = value.shape[1], value.shape[3]
+    return torch.ops.itnet.integrate_code(program, *options, heads, width, value.dtype, value.device)

@@ -146,6 +146,12 @@ def integral(
     like = next(end for end in (positions, features) if end is not None)
     _check_sizes(value, ends, like.shape[1])
     traced = kernel.traced(tuple(None if end is None else tuple(end.shape[2:]) for end in ends), params)
+    (found,) = traced.program.outputs
+    if traced.program.values[found].size not in (1, value.shape[1]):
+        raise InputError(
+            f"{kernel!r} gives {traced.program.values[found].size} numbers for values of {value.shape[1]} heads",
+            remedy="give values of (batch, heads, sources, width) with as many heads, or return one number",
+        )
     inputs = operands_of(traced, ends, params)
     domain, mask = domain_of(causal, window), padding_as_mask(mask)
     if method == "reference":

@@ -48,6 +48,8 @@ class MlpKernel(nn.Module):
         absolute: Frequencies of the absolute positions; 0 leaves them out.
         frequency: Highest frequency to start with, in periods over a distance of 1; they are spread logarithmically
             from half a period on.
+        period: Length after which positions repeat along each axis (a circle, a torus): frequencies are then the
+            lowest whole multiples of one turn, and not learned. None for positions that do not repeat.
         normalise: Whether κ is a score.
         base: Width of the heads of a bilinear score ⟨q_i, k_j⟩/√width that κ is added to, with a gate that starts at
             0 (relaxation of attention); 0 for none.
@@ -65,6 +67,7 @@ class MlpKernel(nn.Module):
         fourier: int = 16,
         absolute: int = 0,
         frequency: float = 16.0,
+        period: float | None = None,
         normalise: bool = False,
         base: int = 0,
         norm: str | None = None,
@@ -72,11 +75,18 @@ class MlpKernel(nn.Module):
         super().__init__()
         if not (fourier or absolute or any(widths)):
             raise InputError("a kernel of nothing", remedy="give fourier=, absolute= or features")
+        if period is not None and period <= 0:
+            raise InputError(f"a period of {period}", remedy="give the length of one turn")
         if norm is not None and norm not in _NORMS:
             raise InputError(f"there is no norm {norm!r}", remedy=f"choose one of {', '.join(_NORMS)}")
         self.kernel = Mlp(depth, normalise, base=bool(base))
-        self.frequencies = _frequencies(fourier, axes, frequency) if fourier else None
-        self.absolute = _frequencies(absolute, axes, frequency) if absolute else None
+        self.frequencies: Tensor | None
+        self.absolute: Tensor | None
+        for name, count in (("frequencies", fourier), ("absolute", absolute)):
+            if period is not None and count:
+                self.register_buffer(name, _multiples(count, axes, period))
+            else:
+                self.register_parameter(name, _frequencies(count, axes, frequency) if count else None)
         ends = [width + 2 * absolute for width in widths]
         parts = sum(bool(width) for width in (*ends, fourier))
         self.query, self.source = (_linear(width, hidden, parts, width) if width else None for width in ends)
@@ -188,3 +198,16 @@ def _frequencies(count: int, axes: int, highest: float) -> nn.Parameter:
     directions = torch.randn(count, axes)
     directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-6)
     return nn.Parameter(2 * math.pi * sizes.unsqueeze(1) * directions)
+
+
+def _multiples(count: int, axes: int, period: float) -> Tensor:
+    """The ``count`` lowest frequencies of functions that repeat along each axis, one of n and −n, in radians."""
+    found: list[tuple[int, ...]] = []
+    reach = 0
+    while len(found) < count:
+        reach += 1
+        every = itertools.product(range(-reach, reach + 1), repeat=axes)
+        zero = (0,) * axes
+        found = [n for n in every if n > zero and sum(i * i for i in n) <= reach * reach]
+    lowest = sorted(found, key=lambda n: (sum(i * i for i in n), n))[:count]
+    return 2 * math.pi / period * torch.tensor(lowest, dtype=torch.get_default_dtype())

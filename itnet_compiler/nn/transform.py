@@ -15,6 +15,7 @@ from ..lowering.base import find_lowering
 from ..lowering.tiled import flattened, integrate
 from .function import KernelFunction, domain_of, padding_as_mask
 from .kernels import Ends, FunctionKernel, MlpKernel
+from .norm import HeadNorm
 from .spectral import Spectral
 
 __all__ = ["IntegralTransform", "grid"]
@@ -33,7 +34,8 @@ class IntegralTransform(nn.Module):
 
     Whatever the number of positions, the output starts with variance 1 for inputs of variance 1: κ does, and with
     ``head_norm`` each head is divided by the root of its mean square over channels, which is a map of each position by
-    itself and takes out how much the sum grows or shrinks with the number of sources.
+    itself and takes out how much the sum grows or shrinks with the number of sources. To what power is learned
+    (``HeadNorm``), since a transform that is linear in its source must not be divided.
 
     Args:
         dim: Features of queries, and of the output.
@@ -48,12 +50,12 @@ class IntegralTransform(nn.Module):
         causal: Only sources up to the query's own index take part.
         window: Only sources up to so many indices away take part, or (before, after). 8 with ``"spectral+local"``.
         measure: ``"uniform"`` (1/M) or ``"counting"`` (1), where a call gives no weights.
-        head_norm: Divide each head by the root of its mean square.
+        head_norm: Divide each head by a learned power of the root of its mean square, 1 at first.
         bias: Whether W_o has a bias.
         params: What the kernel function learns: a module or named tensors.
         method: ``"tiled"``, or ``"reference"``: the dense definition, with memory N·M and second derivatives.
-        **network: Of ``MlpKernel``: hidden, depth, fourier, absolute, frequency, norm; ``features=False`` leaves the
-            features out of the kernel, which is then one of positions alone.
+        **network: Of ``MlpKernel``: hidden, depth, fourier, absolute, frequency, period, norm; ``features=False``
+            leaves the features out of the kernel, which is then one of positions alone.
 
     Raises:
         InputError: where the arguments do not fit each other.
@@ -110,7 +112,7 @@ class IntegralTransform(nn.Module):
             if axes != 1 or source_dim != dim:
                 raise InputError("spectral+local is for one axis and one set of positions", remedy='kernel="mlp"')
             self.spectral = Spectral(dim, heads, causal=causal, **network)
-        self.norm = nn.RMSNorm(dim // heads, eps=1e-12, elementwise_affine=False) if head_norm else None
+        self.norm = HeadNorm(heads) if head_norm else None
         self.out: nn.Module = nn.Linear(dim, dim, bias=bias)
         nn.init.normal_(self.value.weight, std=source_dim**-0.5)
         nn.init.normal_(self.out.weight, std=dim**-0.5)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from .axes import Analysis, AxisRole, analyse
-from .axis_algebra import Axis
-from .contraction import contraction
+from .axes.algebra import Axis
 from .dependence import Dependence, tensors_of
+from .forms.contraction import contraction
 from .match import bind
 from .operators import (
     CONTRACTIONS,
@@ -37,6 +37,7 @@ from .operators import (
     SOFTMAXES,
     STATISTICS,
     SUPPORT,
+    folds_nothing,
     operator_name,
 )
 from .statistics import is_statistic
@@ -123,6 +124,8 @@ def _classify_call(node: Node, name: str, analysis: Analysis) -> Classification:
     for table, category, reason in _TABLES:
         if name in table:
             return Classification(category, reason)
+    if name == "col2im" and folds_nothing(bind(node)):
+        return Classification(Category.REINDEXING, "the same values in another shape")
     if name in MIXING:
         return Classification(Category.UNMATCHED, f"{MIXING[name]} ({_shown(name)}) that no rule took")
     return Classification(Category.UNMATCHED, f"no rule knows {_shown(name)}")

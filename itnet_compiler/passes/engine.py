@@ -1,19 +1,22 @@
 """The driver of detection: tries every rule at every node, keeps the non-overlapping proposals, verifies, replaces.
 
-Rules are found by scanning this package for modules called ``detect_*``; they propose and never edit the graph.
+Rules are found by scanning the package ``rules``; they propose and never edit the graph.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import operator
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from ..ir.integral import Integral, Plan, Verification
+from ..ir.integral import Integral, Like, Plan, Verification
 from ..ir.naming import module_path, source_line
 from ..lowering.base import Lowered, default_lowering
 from ..registry import scan
@@ -22,9 +25,10 @@ from .effects import Effects, is_random, written_arguments
 from .journal import Entry, Journal
 from .loops.reroll import reroll
 from .match import Proposal, Refusal, Rule, is_made, op_name
+from .sampling import hint
 from .verify import Verifier
 
-__all__ = ["detect", "integral_of", "rules"]
+__all__ = ["detect", "integral_of", "roll_loops", "rules"]
 
 Tick = Callable[[], None]
 
@@ -33,7 +37,7 @@ Tick = Callable[[], None]
 def rules() -> tuple[Rule, ...]:
     """Every detection rule, in alphabetical order of module and then of definition."""
     found = []
-    for module in scan("itnet_compiler.passes", "detect_"):
+    for module in scan("itnet_compiler.passes.rules"):
         found += [value for value in vars(module).values() if isinstance(value, Rule)]
     return tuple(found)
 
@@ -43,12 +47,20 @@ def integral_of(node: Node) -> Integral | None:
     return node.meta.get("integral") if node.op == "call_module" else None
 
 
+def roll_loops(graph: Graph, *, verifier: Verifier | None) -> Journal:
+    """Replace every unrolled loop by one node, in place: the first step of ``detect``."""
+    journal = Journal()
+    reroll(graph, journal, verify=verifier is not None, name=partial(_unique, {}))
+    return journal
+
+
 def detect(
     graph: Graph,
     *,
     verifier: Verifier | None,
     use_rules: tuple[Rule, ...] | None = None,
     begin: Callable[[int], Tick] | None = None,
+    rolled: Journal | None = None,
 ) -> Journal:
     """Replace every region that a rule recognises by an integral node, in place.
 
@@ -57,14 +69,15 @@ def detect(
         verifier: Checks each rewrite before it is made; None to make them unchecked.
         use_rules: The rules to try; all registered ones by default.
         begin: Called with the number of proposals; what it returns is called after each of them.
+        rolled: What ``roll_loops`` did, where it has been over the graph already.
 
     Returns:
         What each rule did.
     """
-    journal = Journal()
-    names: dict[str, int] = {}
-    if use_rules is None:
-        reroll(graph, journal, verify=verifier is not None, name=partial(_unique, names))
+    if rolled is None:
+        rolled = roll_loops(graph, verifier=verifier) if use_rules is None else Journal()
+    journal = Journal(list(rolled.entries))
+    names = Counter(integral.name.partition("#")[0] for node in graph.nodes if (integral := integral_of(node)))
     proposals = _propose(graph, rules() if use_rules is None else use_rules, journal)
     tick = begin(len(proposals)) if begin is not None else lambda: None
     effects = Effects(graph)
@@ -154,6 +167,16 @@ def _region_problem(proposal: Proposal, effects: Effects) -> str | None:
     return None
 
 
+def _like(operand: Any) -> Any:
+    """What is known of an operand; None where it is no tensor."""
+    if isinstance(operand, (list, tuple)):
+        return [_like(item) for item in operand]
+    value = operand.meta.get("val") if isinstance(operand, Node) else None
+    if not isinstance(value, Tensor):
+        return None
+    return Like(tuple(hint(size) for size in value.shape), value.dtype, value.device.type)
+
+
 def _followers(proposal: Proposal) -> list[Node]:
     """Outside nodes between the first output and the last node of the region that depend on an output."""
     inside, needs = set(proposal.region), set(proposal.outputs)
@@ -185,6 +208,7 @@ def _replace(
         module_path=path,
         source_line=source_line(anchor),
         verification=verification,
+        examples={role: _like(operand) for role, operand in proposal.operands.items()},
     )
     position = last = max(proposal.region)
     for node in _followers(proposal):

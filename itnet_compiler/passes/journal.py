@@ -22,7 +22,7 @@ class Entry:
         error: Worst verification error.
         module_path: Module that the anchor came from.
         source_line: ``file.py:12`` in the user's code.
-        steps: Of a loop that was re-rolled: how many steps it has, which is the only length that the graph is for.
+        steps: Of a loop that was re-rolled: how many steps it has at the length of the capture.
     """
 
     status: str
@@ -40,9 +40,17 @@ class Entry:
 
 @dataclass
 class Journal:
-    """All entries of one graph, in the order in which they were made."""
+    """All entries of one graph, in the order in which they were made.
+
+    Attributes:
+        entries: One for each rule and place.
+        least: The smallest length that loops may have, of those that may have any; None where it is fixed.
+        fixed: Why the length is fixed, where another one has been looked at.
+    """
 
     entries: list[Entry] = field(default_factory=list)
+    least: int | None = None
+    fixed: str = ""
 
     def add(self, entry: Entry) -> None:
         """Append ``entry``."""

@@ -1,7 +1,7 @@
 """Known functions: scans that libraries write as Python loops, kept as one node by the capture.
 
-A known function is declared beside the rule that says which integral it is: ``KNOWN = KnownFunction(…)`` in a
-``detect_*`` module. The capture records a call of it as one custom operator, then as a ``KnownCall`` of the function
+A known function is declared beside the rule that says which integral it is: ``KNOWN = KnownFunction(…)``. The
+capture records a call of it as one custom operator, then as a ``KnownCall`` of the function
 itself, which is what runs, and what the rewrite is verified against: knowing a name proves nothing.
 """
 
@@ -86,5 +86,5 @@ def packed(given: dict[str, Any]) -> bool:
 
 def known_functions() -> tuple[KnownFunction, ...]:
     """All that are declared, in the order of their modules."""
-    modules = scan("itnet_compiler.passes", "detect_")
+    modules = scan("itnet_compiler.passes.rules")
     return tuple(value for module in modules for value in vars(module).values() if isinstance(value, KnownFunction))

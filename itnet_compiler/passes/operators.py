@@ -6,6 +6,9 @@ front where it is not ``aten``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch.fx import Node
 
@@ -32,6 +35,7 @@ __all__ = [
     "STATISTICS",
     "SUPPORT",
     "VIEWS",
+    "folds_nothing",
     "operator_name",
 ]
 
@@ -217,3 +221,9 @@ MIXING: dict[str, str] = {
 
 # Results that may be, or are, views of the first argument: what a later in-place write through them changes.
 ALIASES = VIEWS | _words("pad to type_as contiguous alias detach lift_fresh lift fill copy zero real imag dropout")
+
+
+def folds_nothing(given: Mapping[str, Any]) -> bool:
+    """Whether a call of ``col2im``, by its arguments, adds nothing up: windows of one position."""
+    ones = all(one == 1 for key in ("kernel_size", "stride") for one in given[key])
+    return ones and not any(given["padding"])

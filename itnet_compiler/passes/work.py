@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..ir.kernel import Work
-from .contraction import contraction
 from .dependence import tensors_of
+from .forms.contraction import contraction
 from .match import bind
 from .operators import (
     CONTRACTIONS,

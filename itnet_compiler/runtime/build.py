@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch._guards import detect_fake_mode
+from torch.fx import Graph, Node
 
 from ..capture.clone import shallow_clone
-from ..capture.export import capture
+from ..capture.export import Capture, capture
+from ..capture.long_loops import long_loops_refused
 from ..capture.signature import Call
 from ..errors import CaptureError, ItnetError, ModelError
 from ..lowering.planner import apply_plan
-from ..passes.engine import detect, integral_of
+from ..passes.engine import detect, integral_of, roll_loops
+from ..passes.journal import Journal
 from ..progress import Progress
 from ..settings import STAGES, debug, dump
 from .align import align
@@ -24,17 +30,55 @@ from .variant import Variant
 if TYPE_CHECKING:
     from .program import Program
 
-__all__ = ["bind", "build", "is_virtual", "refuse_meta"]
+__all__ = ["Draft", "bind", "draft", "finish", "is_virtual", "refuse_meta"]
 
 
-def build(program: Program, call: Call, shown: Progress, *, widen: bool) -> Variant:
-    """Capture ``program.root`` at ``call`` and make a variant of it, not yet compared with the original.
+@dataclass
+class Draft:
+    """A captured graph whose loops are re-rolled, on its way to becoming a variant.
+
+    Attributes:
+        capture: Its graph is rewritten on the way.
+        journal: What became of its loops.
+        operators: How many were captured.
+        state: Of the module tree at capture.
+        ambient: What else the graph depends on, at capture.
+        seconds: Time taken by stage.
+    """
+
+    capture: Capture
+    journal: Journal
+    operators: int
+    state: tuple[Any, ...]
+    ambient: tuple[Any, ...]
+    seconds: dict[str, float]
+
+
+def draft(program: Program, call: Call, shown: Progress, *, widen: bool = True, long: bool = True) -> Draft:
+    """Capture ``program.root`` at ``call`` and re-roll its loops.
 
     Raises:
+        LongLoop: where ``long`` is false and a loop of many steps begins.
         CaptureError: where it cannot be captured.
     """
+    with _faults_caught(), contextlib.nullcontext() if long else long_loops_refused():
+        return _draft(program, call, shown, widen)
+
+
+def finish(program: Program, call: Call, drafted: Draft, shown: Progress) -> Variant:
+    """Detect and verify integrals in a draft, and write its code; not yet compared with the original.
+
+    Raises:
+        CaptureError: for a fault of ours.
+    """
+    with _faults_caught():
+        return _finish(program, call, drafted, shown)
+
+
+@contextlib.contextmanager
+def _faults_caught() -> Iterator[None]:
     try:
-        return _build(program, call, shown, widen)
+        yield
     except ItnetError:
         raise
     except Exception as error:
@@ -42,7 +86,7 @@ def build(program: Program, call: Call, shown: Progress, *, widen: bool) -> Vari
         raise CaptureError(f"the capture failed: {type(error).__name__}: {error}") from error
 
 
-def _build(program: Program, call: Call, shown: Progress, widen: bool) -> Variant:
+def _draft(program: Program, call: Call, shown: Progress, widen: bool) -> Draft:
     root, policy = program.root, program.policy
     state, ambient = program.tree.read(), program.ambient(call)
     seconds: dict[str, float] = {}
@@ -55,19 +99,41 @@ def _build(program: Program, call: Call, shown: Progress, widen: bool) -> Varian
     captured = capture(clone, call, axes=axes, widen=widen, grad=grad, prefix=program.path)
     if not captured.asks <= program.asks:
         program.asks |= captured.asks
-        return _build(program, call, shown, widen)
+        return _draft(program, call, shown, widen)
     if captured.axes != axes:
         policy.slow.add(program.original)
     program.axes = captured.axes
     seconds["capture"] = time.perf_counter() - start
     dump("captured", str(captured.graph))
     start = time.perf_counter()
-    verifier = policy.verifier if policy.verify else None
     operators = sum(node.op == "call_function" for node in captured.graph.nodes)
-    journal = detect(captured.graph, verifier=verifier, begin=lambda total: shown.stage("verify", total))
+    journal = roll_loops(captured.graph, verifier=policy.verifier if policy.verify else None)
     seconds["detect and verify"] = time.perf_counter() - start
+    return Draft(captured, journal, operators, state, ambient, seconds)
+
+
+def _finish(program: Program, call: Call, drafted: Draft, shown: Progress) -> Variant:
+    policy, captured, seconds = program.policy, drafted.capture, drafted.seconds
+    start = time.perf_counter()
+    rolled = _copied(captured.graph) if drafted.journal.loops() else None
+    journal = detect(
+        captured.graph,
+        verifier=policy.verifier if policy.verify else None,
+        begin=lambda total: shown.stage("verify", total),
+        rolled=drafted.journal,
+    )
+    seconds["detect and verify"] += time.perf_counter() - start
     dump("rewritten", str(captured.graph))
-    variant = Variant(_label(program, call, grad), call.signature, state, ambient, captured, journal, operators)
+    variant = Variant(
+        _label(program, call, captured.grad),
+        call.signature,
+        drafted.state,
+        drafted.ambient,
+        captured,
+        journal,
+        drafted.operators,
+        rolled=rolled,
+    )
     variant.seconds = seconds
     _align(program, variant)
     apply_plan(variant.integrals, program.plan_rules)
@@ -75,6 +141,16 @@ def _build(program: Program, call: Call, shown: Progress, widen: bool) -> Varian
     for stage, took in seconds.items():
         debug(STAGES, "%s: %.2f s", stage, took)
     return variant
+
+
+def _copied(graph: Graph) -> Graph:
+    """A copy of a graph; fake values and integrals are shared."""
+    twin = Graph()
+    nodes: dict[Node, Node] = {}
+    twin.output(twin.graph_copy(graph, nodes))
+    for old, new in nodes.items():
+        new.meta = dict(old.meta)
+    return twin
 
 
 def _align(program: Program, variant: Variant) -> None:

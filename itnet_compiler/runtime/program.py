@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from ..passes.journal import Journal
 from ..progress import Progress
 from ..settings import SUMMARY, debug
 from .boundary import Face, Policy, is_plain, is_transformed, is_watching, plainly
-from .build import bind, build, is_virtual, refuse_meta
+from .build import bind, is_virtual, refuse_meta
 from .division import division
 from .fast_paths import FastPaths
+from .lengths import build_any_length
 from .tree import TreeState
 from .trial import Trial, run_trial, unrecorded
 from .variant import Variant
@@ -66,8 +67,7 @@ class Program:
         self.fallbacks: list[str] = []
         self.comparison_of_parts: str | None = None
         self.plan_rules: list[PlanRule] = []
-        self.reader = SignatureReader(signature)
-        self.tree = TreeState(root)
+        self.reader, self.tree = SignatureReader(signature), TreeState(root)
         self._signature = signature
         self._fast = FastPaths(root)
         self._table: dict[Any, list[Variant]] = {}
@@ -244,9 +244,7 @@ class Program:
         asked = answers(self.asks, self.root, call.leaves) if self.asks else None
         fast = None if torch.compiler.is_exporting() else self._fast.conditions(call.leaves)
         for variant in self.variants:
-            same_call = variant.signature == call.signature and variant.fast == fast and not variant.refused
-            same_call = same_call and (asked is None or variant.ambient[-2] == asked)
-            if same_call and self.tree.matches(variant.state) and variant.capture.guards.fit(shapes):
+            if variant.serves(call.signature, shapes, fast, asked) and self.tree.matches(variant.state):
                 return self.run(variant, call.leaves)
         return self.original(self.root, *args, **kwargs)
 
@@ -261,17 +259,18 @@ class Program:
         return bool(self.asks & {"grad", "requires_grad"}) or ambient[-1] is not None
 
     def _trusts(self, variant: Variant, call: Call, shapes: list[torch.Size]) -> bool:
-        """torch.export takes symbolic sizes to be at least 2; the first call with 0 or 1 is run both ways."""
-        small = variant.capture.guards.small(shapes)
-        if not small or not self.verified:
+        """The first call with sizes that nothing vouches for is run both ways: 0, 1, and lengths of loops."""
+        kind = variant.kind(shapes)
+        if not kind or not self.verified:
             return True
-        kind = tuple([(spot, shapes[spot[0]][spot[1]]) for spot in small])
         if kind not in variant.trusted:
-            trial = self._try(variant, call)
+            trial = self.try_out(variant, call)
             variant.trusted[kind] = trial is not None and trial.equal
         return variant.trusted[kind]
 
-    def _try(self, variant: Variant, call: Call, *, gradients: bool = False) -> Trial | None:
+    def try_out(self, variant: Variant, call: Call, *, gradients: bool = False) -> Trial | None:
+        """Hold a variant against the original on ``call``; None where it could not be run."""
+
         def graph(*args: Any, **kwargs: Any) -> Any:
             return self.run(variant, self.reader.read(args, kwargs).leaves)
 
@@ -303,11 +302,14 @@ class Program:
 
     # ---- capturing
 
+    def known(self, call: Call) -> Sequence[Variant]:
+        """The variants for calls such as ``call`` in the current mode, whatever their sizes."""
+        return self._table.get((call.signature, self.tree.read(), self.ambient(call)), ())
+
     def has(self, call: Call) -> bool:
         """Whether a variant serves ``call`` in the current mode."""
-        key = (call.signature, self.tree.read(), self.ambient(call))
         shapes = [leaf.shape for leaf in call.leaves]
-        return any(variant.capture.guards.fit(shapes) for variant in self._table.get(key, ()))
+        return any(variant.capture.guards.fit(shapes) for variant in self.known(call))
 
     def _add(self, key: tuple[Any, ...], call: Call, widen: bool) -> Variant | None:
         """Capture a further variant at a call; on failure the call's kind runs the original code from now on."""
@@ -342,12 +344,12 @@ class Program:
             CaptureError: where the model cannot be captured at this call.
         """
         with Progress.current() as shown, unrecorded():
-            variant = build(self, call, shown, widen=widen)
+            variant = build_any_length(self, call, shown, widen=widen)
             for note in variant.capture.notes:
                 self.note(note)
             if variant.capture.refused:
                 self._refuse(variant, variant.capture.refused)
-            elif self.verified and not is_virtual(self.root, call):
+            elif variant.trial is None and self.verified and not is_virtual(self.root, call):
                 start = time.perf_counter()
                 shown.stage("compare")
                 self._compare(variant, call)
@@ -360,11 +362,9 @@ class Program:
 
     def _compare(self, variant: Variant, call: Call) -> None:
         """Hold a new variant against the original on ``call``; refuse it where they differ."""
-        variant.trial = self._try(variant, call, gradients=True)
-        if variant.trial is None:
-            self._refuse(variant, "could not be run")
-        elif not variant.trial.equal:
-            self._refuse(variant, variant.trial.describe())
+        variant.trial = self.try_out(variant, call, gradients=True)
+        if variant.trial is None or not variant.trial.equal:
+            self._refuse(variant, "could not be run" if variant.trial is None else variant.trial.describe())
 
     def _refuse(self, variant: Variant, how: str) -> None:
         variant.refused = f"{variant.label}: the captured graph {how}"
@@ -388,13 +388,12 @@ class Program:
         twin = Program(root, self.original, self._signature, self.face, self.policy, self.path)
         twin.plan_rules, twin.fallbacks = list(self.plan_rules), list(self.fallbacks)
         twin.axes, twin.asks, twin.comparison_of_parts = self.axes, self.asks, self.comparison_of_parts
-        state = self.tree.read()
         integrals: dict[int, Integral] = {}
         for variant in self.variants:
             other = variant.copy(integrals)
             other.state = (twin.tree.edition, *variant.state[1:])
             bind(twin, other)
             twin.variants.append(other)
-            if variant.state[0] == state[0]:
+            if variant.state[0] == self.tree.read()[0]:
                 twin._table.setdefault((other.signature, other.state, other.ambient), []).append(other)
         return twin

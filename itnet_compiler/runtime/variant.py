@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..capture.signature import Signature
 from ..ir.integral import Integral
 from ..passes.engine import integral_of
 from ..passes.journal import Journal
+from ..passes.loops.lengths import Spot
 from .codegen import Generated
 from .trial import Trial
 
@@ -36,6 +38,10 @@ class Variant:
         refused: Why it is not run; empty where it is.
         own_code: Whether it runs other code for an integral than the library's, as the original does.
         alignment: How its graph relates to that of the first variant for the same signature; None for that itself.
+        rolled: The graph with nothing but its loops re-rolled; None where it has none. Its nodes are never changed.
+        tries: How often that has been held against the graph of another length.
+        spots: Axes of inputs on which loops run, where the graph is for any length (see ``lengths``).
+        trusted: Sizes that torch.export has not seen, and whether the graph computed the same as the original there.
     """
 
     label: str
@@ -50,6 +56,9 @@ class Variant:
     refused: str = ""
     own_code: bool = False
     alignment: str | None = None
+    rolled: Graph | None = None
+    spots: frozenset[Spot] = frozenset()
+    tries: int = 0
     trusted: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     generated: Generated | None = None
     stores: list[tuple[dict[str, Any], str]] = field(default_factory=list)
@@ -58,6 +67,22 @@ class Variant:
     def fast(self) -> tuple[bool, ...] | None:
         """What its fast paths depend on; None where it has none."""
         return self.ambient[-1]
+
+    def kind(self, shapes: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+        """What a call has to be tried for before the graph is trusted with it; empty where there is nothing."""
+        if self.spots:
+            return tuple([tuple(shape) for shape in shapes])
+        return tuple([(spot, shapes[spot[0]][spot[1]]) for spot in self.capture.guards.small(shapes)])
+
+    def serves(self, signature: Signature, shapes: Sequence[Any], fast: tuple[bool, ...] | None, asked: Any) -> bool:
+        """Whether it may be run while something is traced, when nothing can be tried out, in the mode it is for.
+
+        ``asked`` are the answers to what forward asks of its surroundings; None where it asks nothing.
+        """
+        same = self.signature == signature and self.fast == fast and not self.refused
+        if not same or (asked is not None and self.ambient[-2] != asked) or not self.capture.guards.fit(shapes):
+            return False
+        return not self.spots or self.trusted.get(self.kind(shapes), False)
 
     @property
     def mode(self) -> str:
@@ -92,7 +117,7 @@ class Variant:
             if (integral := integral_of(new)) is not None:
                 new.meta["integral"] = integrals.setdefault(id(integral), copy.copy(integral))
         twin = copy.copy(self)
-        twin.capture = copy.copy(self.capture)
+        twin.capture, twin.journal = copy.copy(self.capture), copy.copy(self.journal)
         twin.capture.graph = graph
         twin.trusted, twin.generated, twin.stores = dict(self.trusted), None, []
         return twin

@@ -151,13 +151,14 @@ def test_half_precision_and_captured_tensors_of_another_dtype():
         (dict(mask=torch.ones(2, 11)), "bool"),
         (dict(window=-1), "negative"),
         (dict(method="fast"), "no method"),
+        (dict(value=torch.zeros(2, 3, 11, 3)), "gives 2 numbers for values of 3 heads"),
     ],
     ids=str,
 )
 def test_what_does_not_fit_is_said(change, reason):
     value, positions, features = _given()
     with pytest.raises(itnet.InputError, match=reason):
-        network.integral(value, **({"positions": positions, "features": features} | change))
+        network.integral(**({"value": value, "positions": positions, "features": features} | change))
 
 
 def test_a_kernel_function_has_four_arguments_and_params():

@@ -221,3 +221,19 @@ def test_grid():
     assert torch.equal(grid((3,))[0, :, 0], torch.tensor([0.0, 0.5, 1.0]))
     assert torch.equal(grid((2, 2))[0], torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]))
     assert grid((1,)).item() == 0.0
+
+
+def test_positions_that_repeat():
+    torch.manual_seed(0)
+    layer = IntegralTransform(32, axes=2, period=2.0, fourier=7, absolute=3)
+    x, points = torch.randn(1, 19, 32), 2 * torch.rand(1, 19, 2)
+    turned = points + 2.0 * torch.randint(-1, 2, points.shape)
+    torch.testing.assert_close(layer(x, positions=points), layer(x, positions=turned), rtol=1e-4, atol=1e-4)
+    turns = layer.kernel.frequencies / torch.pi
+    assert torch.equal(turns.round(), turns.round(decimals=4)), "whole turns"
+    assert len({tuple(turn) for turn in (turns.round().tolist() + (-turns).round().tolist())}) == 14
+    assert "kernel.frequencies" not in dict(layer.named_parameters())
+    one = IntegralTransform(32, period=1.0, fourier=3, features=False).kernel.frequencies
+    torch.testing.assert_close(one.flatten(), 2 * torch.pi * torch.tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(itnet.InputError, match="a period of 0"):
+        IntegralTransform(32, period=0)

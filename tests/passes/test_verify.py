@@ -11,9 +11,9 @@ from itnet_compiler.capture.export import capture
 from itnet_compiler.capture.signature import SignatureReader
 from itnet_compiler.ir.domain import Window
 from itnet_compiler.lowering.base import Lowered
-from itnet_compiler.passes import detect_convolution
 from itnet_compiler.passes.engine import detect
 from itnet_compiler.passes.match import Match, rule
+from itnet_compiler.passes.rules import convolution
 from itnet_compiler.passes.verify import Verifier, relative_error
 from itnet_compiler.unified import program_of
 
@@ -30,7 +30,7 @@ def wrong_rule(change):
 
     @rule("wrong", "aten.conv2d.default")
     def wrong(node, match: Match):
-        return change(detect_convolution.convolution.function(node, match))
+        return change(convolution.convolution.function(node, match))
 
     return wrong
 
@@ -66,7 +66,7 @@ def test_a_rewrite_that_only_holds_at_the_example_size_is_rolled_back():
             return nn.functional.avg_pool1d(x, 2, stride=2)
 
     def size_blind(node, match):
-        from itnet_compiler.passes.detect_pooling import average_pooling
+        from itnet_compiler.passes.rules.pooling import average_pooling
 
         return average_pooling.function(node, match)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-__all__ = ["PAIR", "QUERY", "SHARED", "SOURCE", "Input", "Program", "Shape", "Value", "without_dead_values"]
+__all__ = ["PAIR", "QUERY", "SHARED", "SIDES", "SOURCE", "Input", "Program", "Shape", "Value", "without_dead_values"]
 
 Shape = tuple[int, ...]
 

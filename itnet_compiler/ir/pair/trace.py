@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import sys
 import traceback
@@ -125,11 +126,28 @@ def _quiet() -> Iterator[None]:
 
 
 class _Lines(TorchFunctionMode):
-    """Notes the user's source line at every operator."""
+    """Notes the source line of every operator; stops before one is written to, which may be the user's."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with fx_traceback.annotate({_LINE: _user_line(sys._getframe(1))}):
+        line, name = _user_line(sys._getframe(1)), getattr(func, "__name__", "")
+        if _writes(name) or (kwargs or {}).get("out") is not None:
+            raise KernelError(
+                f"the kernel function writes into a tensor ({name}), which every pair would do again",
+                remedy="make a new tensor: x = x + y for x += y, torch.stack or torch.cat for x[0] = y",
+                source_line=line or None,
+            )
+        with fx_traceback.annotate({_LINE: line}):
             return func(*args, **(kwargs or {}))
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of torch of this name changes its first argument: ``add_``, ``__setitem__``, ``__iadd__``."""
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name.strip("_")[1:] in _ARITHMETIC)
+    return name.endswith("_") and name != "requires_grad_"
+
+
+_ARITHMETIC = set("add sub mul truediv floordiv div mod pow and or xor lshift rshift matmul".split())
 
 
 def _user_line(frame: FrameType | None) -> str:
@@ -198,6 +216,11 @@ class _Reader:
             )
         return Traced(program, str(program), tuple(self.captured), tuple(self.lines))
 
+    def _as_value(self, x: Any, kind: Any) -> Any:
+        """A Python number that stands where the operator takes a tensor is a constant, and no number of a value."""
+        plain = isinstance(x, (bool, int, float)) and not isinstance(x, Number)
+        return Number(self.b.constant(float(x))) if plain and isinstance(kind, torch.TensorType) else x
+
     def _keep(self, tensor: Tensor) -> int:
         """A captured tensor as an input, the same one for the same tensor."""
         places = [place for place, known in enumerate(self.captured) if known is tensor]
@@ -222,6 +245,9 @@ class _Reader:
                 source_line=line or None,
             )
         args, kwargs = pytree.tree_map(lambda x: self.known[x] if isinstance(x, Node) else x, (node.args, node.kwargs))
+        schema = getattr(node.target, "_schema", None)
+        kinds = [] if schema is None else [argument.type for argument in schema.arguments]
+        args = [self._as_value(x, kind) for x, kind in itertools.zip_longest(args, kinds[: len(args)])]
         try:
             return pytree.tree_map(lambda x: None if x is None else Number(x), rule(self.b, *args, **kwargs))
         except (Refusal, ValueError, TypeError, KeyError) as error:

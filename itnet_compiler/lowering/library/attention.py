@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...ir.attention import Attention
 from ...ir.kernel import Spec
-from ...ir.layout import Arranger, Layout, labels_of, parse
+from ...ir.layout import Arranger, Layout, labels_of, ordered, parse
 from ...ir.steps import LOW, Step, padded, renamed
 from ..base import Lowered
 
@@ -141,13 +141,7 @@ class _Writer:
 
     def give(self, result: str, layout: Layout, weights: str = "") -> None:
         """Return ``result``, which has one axis a batch group, then queries and features."""
-        text = self.arranger.arranged(result, parse(self.kernel.output), layout=layout)
-        order = self.kernel.memory
-        if order == tuple(range(len(order))) and order:
-            text += ".contiguous()"
-        elif order:
-            back = [order.index(place) for place in range(len(order))]
-            text += f".permute({_numbers(order)}).contiguous().permute({_numbers(back)})"
+        text = ordered(self.arranger.arranged(result, parse(self.kernel.output), layout=layout), self.kernel.memory)
         self.lines.append(f"return {text}, {weights}" if weights else f"return {text}")
 
     # ── the fused operator
@@ -305,10 +299,6 @@ class _Writer:
 
 def _single(labels: Iterable[str]) -> Layout:
     return tuple((label,) for label in labels)
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _without_keys(output: Tensor, mask: Tensor) -> Tensor:

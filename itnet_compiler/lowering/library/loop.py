@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from typing import Any
 
 import torch
@@ -70,8 +71,11 @@ class _Source:
     def _header(self) -> str:
         steps = [f"inputs{index}.unbind({axis})" for index, axis in enumerate(self.kernel.axes)]
         names = [f"x{index}" for index in range(len(steps))]
-        if self.counted or not steps:
+        if self.kernel.length is not None:
             names, steps = ["t", *names], [f"range({self.kernel.length})", *steps]
+        elif self.counted:
+            names, steps = ["t", *names], ["count()", *steps]
+            self.namespace["count"] = count
         source = steps[0] if len(steps) == 1 else f"zip({', '.join(steps)})"
         return f"for {', '.join(names)} in {source}:"
 

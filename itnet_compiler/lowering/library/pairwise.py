@@ -8,7 +8,7 @@ from ...ir.domain import reach
 from ...ir.kernel import Spec
 from ...ir.pairwise import Pairwise
 from ..base import Lowered
-from ..tiled import listing
+from ..tiled import Tiled, listing
 
 __all__ = ["KERNEL", "lower"]
 
@@ -25,4 +25,4 @@ def lower(spec: Spec) -> Lowered:
     arguments = ["value", f"[{inputs}]", *extra, "program", repr(kernel.normalise), *bounds]
     names = {"integrate": torch.ops.itnet.integrate.default, "program": str(kernel.program)}
     call = f"integrate({', '.join(arguments)})"
-    return Lowered(spec.operands, call, names, text=listing(kernel.program))
+    return Lowered(spec.operands, call, names, text=listing(kernel.program), write=Tiled().build(spec).write)

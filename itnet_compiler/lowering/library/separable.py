@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...ir.kernel import Spec
-from ...ir.layout import Arranger, Layout, parse
+from ...ir.layout import Arranger, Layout, ordered, parse
 from ...ir.separable import Separable
 from ..base import Lowered
 
@@ -42,6 +42,8 @@ def lower(spec: Spec) -> Lowered:
         arranger.lines.append("k = softmax(k, -2)")
     if kernel.scale != 1.0:
         arranger.lines.append(f"k = k * {kernel.scale!r}")
+    if kernel.averaged:
+        arranger.lines.append(f"k = k / max(k.size({-2 if kernel.query else -1}), 1)")
     if kernel.mask:
         arranger.lines.append(f"m = {'(~m)' if kernel.hides else 'm'}.to(k.dtype){'.tril()' if kernel.causal else ''}")
     if kernel.normalised:
@@ -58,7 +60,7 @@ def lower(spec: Spec) -> Lowered:
         total = f"({total} + {kernel.eps!r})" if kernel.eps and not kernel.clamped else total
         arranger.lines.append(f"y = y[..., :-1] / {total}")
     result = arranger.arranged("y", parse(kernel.output), layout=(*batch, labels.queries, labels.features))
-    body = "".join(f"    {line}\n" for line in [*arranger.lines, f"return {result}"])
+    body = "".join(f"    {line}\n" for line in [*arranger.lines, f"return {ordered(result, kernel.memory)}"])
     arguments = ", ".join(spec.operands)
     source = f"def integral({arguments}):\n{body}"
     scope: dict[str, Any] = dict(_NAMES)

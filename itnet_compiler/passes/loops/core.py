@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ...ir.body import Body, Ref, map_refs, refs_of
-from ...ir.loop import Loop, Shape
+from ...ir.loop import Loop, Shape, shortened
 from ...ir.mode import Mode
 from ..sampling import hint
 from .rolled import Rolled
@@ -45,8 +45,10 @@ class Core:
         """The loop as an IR kernel."""
         axes = tuple(axis for _, axis in self.inputs)
         given = {"initial": self.initial, "inputs": [node for node, _ in self.inputs], "shared": self.shared}
-        shapes = tuple((role, tuple(_shape(node) for node in nodes)) for role, nodes in given.items())
-        return Loop(self.body, self.steps, axes, tuple(self.stacked), shapes)
+        known = {role: tuple(map(_shape, nodes)) for role, nodes in given.items()}
+        known["inputs"] = tuple(map(shortened, known["inputs"], axes))
+        length = None if self.inputs else self.steps
+        return Loop(self.body, length, axes, tuple(self.stacked), tuple(known.items()))
 
     def operands(self) -> dict[str, Any]:
         """Operands of ``kernel()`` by role."""

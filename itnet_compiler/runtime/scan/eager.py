@@ -15,14 +15,18 @@ CHUNK = 64
 
 
 def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
-    """h_t = a_t h_{t−1} + x_t: ``input`` [T, M], ``decay`` [T or 1, M or 1], ``initial`` [M]; states and the last."""
+    """h_t = a_t h_{t−1} + x_t for ``input`` [T, …], a decay of as many axes and an initial state that broadcast to it.
+
+    All states, laid out in memory as ``input`` where that is dense, and the last one, contiguous.
+    """
     time = input.shape[0]
-    state = torch.zeros_like(input[:1].sum(0)) if initial is None else initial.clone()
+    state = input.new_zeros(input.shape[1:])
+    state = state if initial is None else state + initial
     states = torch.empty_like(input)
     for t in reversed(range(time)) if reverse else range(time):
         state = decay[t if decay.shape[0] > 1 else 0] * state + input[t]
         states[t] = state
-    return states, state
+    return states, state.contiguous()
 
 
 def selective_scan(

@@ -17,6 +17,7 @@ number of threads.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -32,11 +33,8 @@ Tensors = tuple[Tensor, ...]
 
 
 def _promoted(*tensors: Tensor | None) -> torch.dtype:
-    present = [tensor.dtype for tensor in tensors if tensor is not None]
-    dtype = present[0]
-    for other in present[1:]:
-        dtype = torch.promote_types(dtype, other)
-    return dtype
+    present = {tensor.dtype for tensor in tensors if tensor is not None}
+    return reduce(torch.promote_types, present)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -45,7 +43,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check(condition: bool, message: str) -> None:
-    torch._check_value(condition, lambda: message)
+    if not condition:
+        raise ValueError(message)
 
 
 def _sum_to(gradient: Tensor, operand: Tensor) -> Tensor:
@@ -72,57 +71,64 @@ def _linear_dtype(decay: Tensor, input: Tensor, initial: Tensor | None) -> torch
     _check(input.dim() >= 1, "linear_scan: the input has no time axis")
     _check(decay.dim() <= input.dim(), "linear_scan: the decay has more axes than the input")
     dtype = _promoted(decay, input, initial)
-    _check(dtype.is_floating_point or dtype.is_complex, f"linear_scan: {dtype} is no floating dtype")
+    _check(dtype.is_floating_point or dtype.is_complex, "linear_scan: an integer dtype")
     return dtype
 
 
 def _linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None = None, reverse: bool = False) -> Tensors:
     dtype = _linear_dtype(decay, input, initial)
-    wide, shape = _wide(dtype), input.shape
-    flat = input.to(wide).reshape(shape[0], -1 if input.numel() else shape[1:].numel())
-    factors = _flat_decay(decay.to(wide), shape)
-    start = None if initial is None else initial.to(wide).expand(shape[1:]).reshape(-1).contiguous()
-    states, last = backends.of(input).linear_scan(factors, flat.contiguous(), start, reverse)
-    return states.to(dtype).view(shape), last.to(dtype).view(shape[1:])
+    wide = _wide(dtype)
+    factors = _aligned(decay.to(wide), input)
+    start = None if initial is None else initial.to(wide)
+    states, last = backends.of(input).linear_scan(factors, input.to(wide), start, reverse)
+    return states.to(dtype), last.to(dtype)
 
 
-def _flat_decay(decay: Tensor, shape: torch.Size) -> Tensor:
-    """The decay as (T or 1, M or 1), without copying more than it must."""
-    decay = decay.reshape((1,) * (len(shape) - decay.dim()) + decay.shape)
-    inner = shape[1:].numel()
-    if decay.shape[1:].numel() not in (1, inner):
-        decay = decay.expand(decay.shape[0], *shape[1:])
-    return decay.reshape(decay.shape[0], decay.shape[1:].numel()).contiguous()
+def _aligned(decay: Tensor, input: Tensor) -> Tensor:
+    """The decay with as many axes as the input."""
+    missing = input.dim() - decay.dim()
+    return decay.reshape((1,) * missing + decay.shape) if missing else decay
 
 
 def _linear_shapes(decay: Tensor, input: Tensor, initial: Tensor | None = None, reverse: bool = False) -> Tensors:
     dtype = _linear_dtype(decay, input, initial)
-    return input.new_empty(input.shape, dtype=dtype), input.new_empty(input.shape[1:], dtype=dtype)
+    return torch.empty_like(input, dtype=dtype), input.new_empty(input.shape[1:], dtype=dtype)
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     decay, input, initial, ctx.reverse = inputs
     ctx.save_for_backward(decay, input, initial, output[0])
+    ctx.set_materialize_grads(False)
 
 
-def _linear_backward(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Any, ...]:
+def _linear_backward(ctx: Any, grad: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
     """G_t = g_t + ā_{t+1} G_{t+1}: the same scan, the other way round; ∂a_t = G_t h̄_{t−1}."""
     decay, input, initial, states = ctx.saved_tensors
+    # Arguments that have their defaults are not in it.
+    of_decay, of_input, of_initial = (*ctx.needs_input_grad, False)[:3]
+    of_initial = of_initial and initial is not None
+    grad = torch.zeros_like(states) if grad is None else grad
     if input.shape[0] == 0:
-        empty = torch.zeros_like(decay), torch.zeros_like(input)
-        return (*empty, None if initial is None else _sum_to(grad_last, initial), None)
+        began = torch.zeros_like(initial) if of_initial else None
+        if of_initial and grad_last is not None:
+            began = _sum_to(grad_last, initial)
+        return torch.zeros_like(decay), torch.zeros_like(input), began, None
     first, final = (-1, 0) if ctx.reverse else (0, -1)
     follows = -1 if ctx.reverse else 1
-    factors = decay.reshape((1,) * (input.dim() - decay.dim()) + decay.shape)
-    grad = grad.select_scatter(grad.select(0, final) + grad_last, 0, final)
-    carried, _ = torch.ops.itnet.linear_scan(factors.roll(-follows, 0).conj(), grad, None, not ctx.reverse)
-    start = torch.zeros_like(states.select(0, 0)) if initial is None else initial.to(states.dtype)
-    before = states.roll(follows, 0).select_scatter(start.expand(states.shape[1:]), 0, first)
-    slope = _real_where(carried * before.conj(), decay)
-    began = None
-    if initial is not None:
-        began = _sum_to(_real_where(carried.select(0, first) * factors.select(0, first).conj(), initial), initial)
-    return _sum_to(slope, decay), _real_where(carried, input).to(input.dtype), began, None
+    factors = _aligned(decay, input)
+    if grad_last is not None:
+        grad = grad.select_scatter(grad.select(0, final) + grad_last, 0, final)
+    later = factors.roll(-follows, 0) if factors.shape[0] > 1 else factors
+    carried, _ = torch.ops.itnet.linear_scan(later.conj(), grad, None, not ctx.reverse)
+    slope = began = None
+    if of_decay:
+        start = torch.zeros_like(states.select(0, 0)) if initial is None else initial.to(states.dtype)
+        before = states.roll(follows, 0).select_scatter(start.expand(states.shape[1:]), 0, first)
+        slope = _sum_to(_real_where(carried * before.conj(), decay), decay)
+    if of_initial:
+        began = carried.select(0, first) * factors.select(0, first if factors.shape[0] > 1 else 0).conj()
+        began = _sum_to(_real_where(began, initial), initial)
+    return slope, _real_where(carried, input).to(input.dtype) if of_input else None, began, None
 
 
 def _real_where(gradient: Tensor, operand: Tensor) -> Tensor:

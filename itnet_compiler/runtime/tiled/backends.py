@@ -11,7 +11,7 @@ from ...settings import NEAR_MISSES, debug
 from . import plain
 from .problem import Problem
 
-__all__ = ["available", "backend"]
+__all__ = ["available", "backend", "choice"]
 
 # Device type → (package that compiles for it, module that runs it).
 _COMPILED = {"cpu": ("llvmlite", "native"), "cuda": ("triton", "gpu")}
@@ -25,13 +25,19 @@ def available(device: str) -> bool:
 
 def backend(problem: Problem) -> ModuleType:
     """The module whose ``forward`` and ``backward`` run a call."""
-    device = problem.value.device.type
-    nothing = not (problem.value.numel() and problem.queries)
-    if nothing or not available(device):
+    if not (problem.value.numel() and problem.queries):
         return plain
-    module = importlib.import_module(f"{__package__}.{_COMPILED[device][1]}")
-    reasons = module.refusals(problem)
+    module, reasons = choice(problem, problem.value.device.type)
     if reasons:
         debug(NEAR_MISSES, "tiled integral in plain torch: %s", "; ".join(reasons))
-        return plain
     return module
+
+
+def choice(problem: Problem, device: str) -> tuple[ModuleType, tuple[str, ...]]:
+    """The module that runs a call on a device of this type; where that is plain torch, why."""
+    if not available(device):
+        missing = f"{_COMPILED[device][0]} is not installed" if device in _COMPILED else f"no code is made for {device}"
+        return plain, (missing,)
+    module = importlib.import_module(f"{__package__}.{_COMPILED[device][1]}")
+    reasons = module.refusals(problem)
+    return (plain, reasons) if reasons else (module, ())

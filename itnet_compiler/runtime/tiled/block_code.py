@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...ir.pair.program import PAIR, QUERY, SHARED, Program, Shape
+from .block_products import Products, products
 
 __all__ = ["SMALL", "BlockCode", "padded", "squeezed", "unsupported"]
 
@@ -71,12 +72,14 @@ def padded(size: int) -> int:
 def unsupported(program: Program) -> tuple[str, ...]:
     """Why a program has no block form; nothing if it has one."""
     known = {*_UNARY, *_BINARY, *_COMPARE, *_SHAPES, *_OTHER}
-    reasons = [f"no block form of {op}" for op in sorted({value.op for value in program.values} - known)]
-    for value, side in zip(program.values, program.sides, strict=True):
+    hidden = products(program).hidden
+    shown = [(value, program.sides[n]) for n, value in enumerate(program.values) if n not in hidden]
+    reasons = [f"no block form of {op}" for op in sorted({value.op for value, _ in shown} - known)]
+    for value, side in shown:
         if side != SHARED and len(squeezed(value.shape)) > 1:
             reasons.append(f"a value of shape {value.shape} for each pair; a block holds one axis")
             break
-    for value in program.values:
+    for value, _ in shown:
         if value.op == "reshape" and squeezed(value.shape) != squeezed(program.values[value.args[0]].shape):
             reasons.append(f"a view as {value.shape}")
     return tuple(dict.fromkeys(reasons))
@@ -98,6 +101,11 @@ class BlockCode:
     offsets: dict[int, int] = field(default_factory=dict)
     widths: list[int] = field(default_factory=lambda: [0, 0, 0])
 
+    @property
+    def products(self) -> Products:
+        """What is multiplied head by head."""
+        return products(self.program)
+
     def __post_init__(self) -> None:
         for item in self.program.inputs:
             if item.side != PAIR:
@@ -118,7 +126,8 @@ class BlockCode:
         """Lines that load the inputs of a side; rows ``i`` or ``j`` with masks ``i_in`` and ``j_in``."""
         lines = []
         for item in self.program.inputs:
-            if item.side != side or (side == SHARED and self._is_matrix(item.number)):
+            hidden = item.number in self.products.hidden
+            if item.side != side or hidden or (side == SHARED and self._is_matrix(item.number)):
                 continue
             name, offset, size = f"x{item.number}", self.offsets[item.number], self.size(item.number)
             if side == SHARED:
@@ -162,9 +171,11 @@ class BlockCode:
         found: list[str] = []
         for number in numbers:
             value = self.program.values[number]
-            if value.op == "input":
+            if value.op == "input" or number in self.products.hidden:
                 continue
-            if value.op == "linear":
+            if number in self.products.made:
+                found += self._head_products(number)
+            elif value.op == "linear":
                 found += self._linear(number)
             else:
                 found.append(f"x{number} = {self._expression(number)}")
@@ -219,6 +230,35 @@ class BlockCode:
 
     def _factor(self, text: str) -> str:
         return f"({text}).to(value.dtype.element_ty)" if self.half else text
+
+    def head(self, number: int, place: int, width: int) -> str:
+        """One head of an input of a side, [rows, width padded for a matrix product]."""
+        side = self.program.sides[number]
+        row, pointer = ("i", "query") if side == QUERY else ("j", "source")
+        base = f"{pointer} + {row}_row * {self.widths[side]} + {self.offsets[number] + place * width}"
+        columns = f"tl.arange(0, {max(16, padded(width))})[None, :]"
+        return f"tl.load(({base})[:, None] + {columns}, mask={row}_in[:, None] & ({columns} < {width}), other=0.0)"
+
+    def head_dot(self, left: str, right: str) -> str:
+        """A product of heads. Numbers of half precision are TF32 numbers too, and their products keep more digits."""
+        return f"tl.dot({left}, {right}, input_precision={repr('tf32') if self.half else 'PRECISION'})"
+
+    def number_of_head(self, number: int, head: int) -> str:
+        """The number for a head, for each pair: [queries, sources]."""
+        one = self.element(number, str(head)) if self.has_axis(number) else f"x{number}"
+        return f"{one} + tl.zeros([BQ, BK], tl.float32)"
+
+    def _head_products(self, number: int) -> list[str]:
+        found, name = self.products.made[number], f"x{number}"
+        lines = []
+        for place in range(found.heads):
+            left, right = (self.head(factor, place, found.width) for factor in (found.left, found.right))
+            product = self.head_dot(left, f"tl.trans({right})")
+            if found.heads == 1:
+                return [f"{name} = {product}"]
+            at = f"(tl.arange(0, {padded(found.heads)}) == {place})[None, None, :]"
+            lines.append(f"{name} = tl.where({at}, ({product})[:, :, None], {name if place else '0.0'})")
+        return lines
 
     def _linear(self, number: int) -> list[str]:
         x, weight = self.program.values[number].args

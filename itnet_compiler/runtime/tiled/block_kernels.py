@@ -58,7 +58,7 @@ def tanh(x):
 '''
 
 _POINTERS = "query, source, shared, value, mask"
-_SIZES = "queries, sources, before, after, mask_batch, mask_row"
+_SIZES = "queries, sources, before, after, mask_batch, mask_row, order"
 _CONSTANTS = "BQ: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr"
 
 
@@ -132,10 +132,7 @@ def _queries_of_sources() -> list[str]:
 
 def _of_head(code: BlockCode, head: int) -> str:
     """The program's number for a head: [queries, sources]."""
-    output = code.program.outputs[0]
-    full = "tl.zeros([BQ, BK], tl.float32)"
-    number = code.element(output, str(head)) if code.has_axis(output) else f"x{output}"
-    return f"{number} + {full}"
+    return code.number_of_head(code.program.outputs[0], head)
 
 
 def _channel(kind: Kind, pointer: str, row: str, head: int) -> tuple[str, str]:
@@ -293,6 +290,9 @@ def _row_gradient(code: BlockCode, number: int, where: tuple[str, int, int], par
     block, axis = ("BQ", 1) if mine == "i" else ("BK", 0)
     size, name = code.size(number), f"row_{offset}"
     base = f"grad_rows + {mine}_row * {width} + {offset}"
+    if number in code.products.pulled:
+        _head_gradients(code, number, (mine, offset, width), parts)
+        return
     if size == 1:
         start.append(f"{name} = tl.zeros([{block}], tl.float32)")
         body.append(f"{name} += tl.sum(x{number} + tl.zeros([BQ, BK], tl.float32), {axis})")
@@ -303,6 +303,22 @@ def _row_gradient(code: BlockCode, number: int, where: tuple[str, int, int], par
     body.append(f"{name} += tl.sum(x{number} + tl.zeros([BQ, BK, 1], tl.float32), {axis})")
     inside = f"{mine}_in[:, None] & (tl.arange(0, {n}) < {size})[None, :]"
     end.append(f"tl.store(({base})[:, None] + tl.arange(0, {n})[None, :], {name}, mask={inside})")
+
+
+def _head_gradients(code: BlockCode, number: int, where: tuple[str, int, int], parts: Parts) -> None:
+    """Σ c·b over the other side, head by head, for a number c of the pair and an input b of the other side."""
+    (mine, offset, width), (start, body, end) = where, parts
+    found, block = code.products.pulled[number], "BQ" if mine == "i" else "BK"
+    n = max(16, padded(found.width))
+    for place in range(found.heads):
+        name, first = f"row_{offset}_{place}", offset + place * found.width
+        cotangent = code.number_of_head(found.left, place)
+        left = f"({cotangent})" if mine == "i" else f"tl.trans({cotangent})"
+        start.append(f"{name} = tl.zeros([{block}, {n}], tl.float32)")
+        body.append(f"{name} += {code.head_dot(left, code.head(found.right, place, found.width))}")
+        base = f"grad_rows + ({mine}_row * {width} + {first})[:, None] + tl.arange(0, {n})[None, :]"
+        inside = f"{mine}_in[:, None] & (tl.arange(0, {n}) < {found.width})[None, :]"
+        end.append(f"tl.store({base}, {name}, mask={inside})")
 
 
 def _shared_gradient(code: BlockCode, number: int, offset: int, parts: Parts) -> None:

@@ -1,8 +1,9 @@
 """The tiled integral in Triton: kernels generated from the pair program.
 
 One kernel forward; backward one each for the gradients of the queries, of the sources and of what is shared, which
-computes the kernel again: together they would need more registers than there are. Matrix products of float32 take
-three products of TF32 numbers, whose errors are those of float32. Sums have a fixed order.
+computes the kernel again: together they would need more registers than there are. Matrix products of float32 are those
+of IEEE float32; where torch may use TF32 for them (``torch.backends.cuda.matmul.fp32_precision``), they are sums of
+three products of TF32 numbers on tensor cores. Sums have a fixed order.
 """
 
 from __future__ import annotations
@@ -21,20 +22,16 @@ import torch
 from torch import Tensor
 
 from ...ir.pair.adjoint import Adjoint, adjoint
-from ...ir.pair.program import PAIR, QUERY, SHARED, SOURCE, Program
+from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
 from ...ir.pair.split import Stages, stages
 from ...settings import CODE, cache_directory, debug
-from .block_code import padded, unsupported
+from .block_code import unsupported
 from .block_kernels import PRELUDE, Kind, Reverse, backward_text, forward_text, shared_room
+from .block_sizes import Launch, blocks
 from .evaluated import evaluated
 from .problem import Gradients, Problem
 
-__all__ = ["backward", "blocks", "forward", "kernels", "refusals", "reverse_programs", "wanted_of"]
-
-# float32 numbers of one value that a program holds in registers.
-_REGISTERS = 8192
-# Of matrix products of float32: three products of TF32 numbers.
-PRECISION = "tf32x3"
+__all__ = ["backward", "code", "forward", "kernels", "precision", "refusals", "reverse_programs", "wanted_of"]
 
 
 def refusals(problem: Problem) -> tuple[str, ...]:
@@ -53,6 +50,18 @@ def wanted_of(problem: Problem) -> frozenset[str]:
     return frozenset(problem.query | problem.source | problem.shared)
 
 
+def code(problem: Problem) -> str:
+    """The Triton source of all kernels, and the blocks that they run in."""
+    kind, exact = _kind(problem), precision(problem)
+    parts = [f"# forward, {blocks(problem.core, 'forward', exact)}\n{PRELUDE}{forward_text(problem.core, kind)}"]
+    for what, plan in zip(_BACKWARD, reverse_programs(problem.core, wanted_of(problem)), strict=True):
+        side = SOURCE if what == "source" else QUERY
+        if side == SOURCE or plan.names_of_rows or plan.names_of_shared:
+            text = backward_text(plan.reverse, kind, side)
+            parts.append(f"# gradients: {what}, {blocks(plan.program, what, exact)}\n{text}")
+    return "\n\n".join(parts)
+
+
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """As ``plain.forward``."""
     batch, heads, _, width = problem.value.shape
@@ -60,12 +69,11 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     given = problem.query | problem.source | problem.shared
     output = problem.value.new_empty((batch, problem.queries, heads, width))
     normaliser = problem.value.new_empty((batch, problem.queries, heads) if problem.normalise else (0,))
-    settings = blocks(problem.core, "forward")
-    grid = (math.ceil(problem.queries / settings["BQ"]), batch)
+    kernel = kernels(forward_text(problem.core, kind)).forward
+    launch = Launch(kernel, problem.core, "forward", precision(problem), problem.queries, problem.value)
     with _on(problem.value):
-        kernels(forward_text(problem.core, kind)).forward[grid](
-            *packed.rows(problem, problem.core, given), output, normaliser, *packed.numbers(problem), **settings
-        )
+        rows = packed.rows(problem, problem.core, given)
+        launch(batch, (*rows, output, normaliser, *packed.numbers(problem)))
     return output.transpose(1, 2), normaliser.transpose(1, 2) if problem.normalise else normaliser
 
 
@@ -85,24 +93,16 @@ def backward(problem: Problem, found: Adjoint, output: Tensor, normaliser: Tenso
         if side == QUERY and not (plan.names_of_rows or plan.names_of_shared):
             continue
         given = evaluated(plan.cut, problem)
-        settings = blocks(plan.program, what)
         count = problem.queries if side == QUERY else problem.sources
-        grid = (math.ceil(count / settings["BQ" if side == QUERY else "BK"]), problem.batch)
         rows = problem.value.new_empty((problem.batch, count, sum(size for _, _, size in plan.names_of_rows)))
-        common = problem.value.new_empty((grid[0] * grid[1], shared_room(plan.reverse)))
-        code = kernels(backward_text(plan.reverse, kind, side))
-        launch = code.backward_query if side == QUERY else code.backward_source
+        written = kernels(backward_text(plan.reverse, kind, side))
+        kernel = written.backward_query if side == QUERY else written.backward_source
+        launch = Launch(kernel, plan.program, what, precision(problem), count, problem.value)
+        common = problem.value.new_zeros((launch.programs() * problem.batch, shared_room(plan.reverse)))
         with _on(problem.value):
-            launch[grid](
-                *packed.rows(problem, plan.program, given),
-                grad,
-                level,
-                slope,
-                rows,
-                common if side == QUERY else value,
-                *packed.numbers(problem),
-                **settings,
-            )
+            given_rows = packed.rows(problem, plan.program, given)
+            grads = (grad, level, slope, rows, common if side == QUERY else value)
+            launch(problem.batch, (*given_rows, *grads, *packed.numbers(problem)))
         plan.collect(problem, rows, common.double().sum(0).float(), gradients)
     return Gradients(value.transpose(1, 2), gradients)
 
@@ -180,13 +180,9 @@ def _kind(problem: Problem) -> Kind:
     return Kind(problem.heads, int(problem.value.shape[3]), problem.normalise, masked, half)
 
 
-def blocks(program: Program, what: str) -> dict[str, Any]:
-    """Block sizes and warps of a kernel, so that the values of a block of pairs fit the registers of a program."""
-    widest = max((padded(v.size) for v, s in zip(program.values, program.sides, strict=True) if s == PAIR), default=1)
-    pairs = max(128, min(1024, _REGISTERS // (1 if what == "forward" else 2) // widest))
-    short = 1 << (pairs.bit_length() - 1) // 2
-    queries, sources = (pairs // short, short) if what == "source" else (short, pairs // short)
-    return {"BQ": queries, "BK": sources, "PRECISION": PRECISION, "num_warps": 8, "num_stages": 1}
+def precision(problem: Problem) -> str:
+    """How float32 numbers are multiplied as matrices; of no effect on half precision, which tensor cores take."""
+    return "tf32x3" if problem.half or torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @lru_cache(maxsize=256)
@@ -237,8 +233,10 @@ class _Packed:
         return (*joined, self.value, self.mask)
 
     def numbers(self, problem: Problem) -> tuple[int, ...]:
-        """Queries, sources, before, after, and the strides of the mask."""
+        """Queries, sources, before, after, the strides of the mask, and the order of size, for tuning."""
         mask, bounds = problem.mask, (problem.before, problem.after)
         batch = self.mask.stride(0) if mask is not None and mask.shape[0] > 1 else 0
         row = self.mask.stride(1) if mask is not None and mask.shape[1] > 1 else 0
-        return (problem.queries, problem.sources, *(-1 if bound is None else bound for bound in bounds), batch, row)
+        order = max(16, 1 << (max(problem.queries, problem.sources) - 1).bit_length())
+        known = (-1 if bound is None else bound for bound in bounds)
+        return (problem.queries, problem.sources, *known, batch, row, order)

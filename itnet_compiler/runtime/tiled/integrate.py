@@ -17,7 +17,7 @@ from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
 from ...ir.pair.split import distribute, stages
 from .problem import wide
 
-__all__ = ["LIBRARY", "integrate"]
+__all__ = ["LIBRARY", "integrate", "with_measure"]
 
 LIBRARY = torch.library.Library("itnet", "FRAGMENT")
 LIBRARY.define(
@@ -66,7 +66,7 @@ def integrate(
         positive = measure > 0
         logarithm = torch.where(positive, measure, 1.0).to(dtype).log()
         given[_LOG_MEASURE] = logarithm.masked_fill(~positive, -torch.inf)
-        parsed = _with_measure(parsed)
+        parsed = with_measure(parsed)
     cut, batch = stages(distribute(parsed)), value.shape[0]
     groups: dict[int, list[Tensor]] = {}
     for side in (QUERY, SOURCE, SHARED):
@@ -99,7 +99,7 @@ def _queries(program: Program, given: Mapping[str, Tensor], like_queries: Tensor
 
 
 @lru_cache(maxsize=256)
-def _with_measure(program: Program) -> Program:
+def with_measure(program: Program) -> Program:
     """κ + log w."""
     b = Builder()
     for value in program.values:

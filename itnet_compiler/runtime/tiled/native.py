@@ -11,10 +11,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...ir.pair.adjoint import Adjoint
+from ...ir.pair.adjoint import Adjoint, adjoint
 from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
 from ...ir.pair.split import stages
-from . import vector_backward, vector_forward
+from . import vector_backward, vector_forward, vector_text
 from .evaluated import evaluated
 from .machine import compiled, lanes
 from .problem import Gradients, Problem
@@ -22,7 +22,7 @@ from .vector_backward import Targets
 from .vector_code import GROUPS, unsupported
 from .vector_kernel import NUMBERS, Shape
 
-__all__ = ["backward", "forward", "refusals"]
+__all__ = ["backward", "code", "forward", "refusals"]
 
 # Rows are cut into this many pieces a batch at least, so that results do not depend on the number of threads.
 PIECES = 8
@@ -39,6 +39,15 @@ def refusals(problem: Problem) -> tuple[str, ...]:
     if missing:
         reasons.append(f"no vector form of {', '.join(sorted(missing))}")
     return tuple(reasons)
+
+
+def code(problem: Problem) -> str:
+    """The loops of both kernels in words; ``ITNET_DEBUG=4`` shows the LLVM code when it is written."""
+    reverse = adjoint(problem.core, frozenset(problem.query | problem.source | problem.shared))
+    core, shape = stages(reverse.program).core, _shape(problem)
+    forward_part = vector_text.forward_words(problem.core, shape)
+    backward_part = vector_text.backward_words(core, shape, _targets(problem, core, reverse))
+    return f"# forward, machine code from LLVM\n{forward_part}\n# backward, machine code from LLVM\n{backward_part}"
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,29 @@ def _asks_for_a_number(pos_q, pos_k, feat_q, feat_k):
     return feat_q * feat_k[0].item()
 
 
+COUNT = torch.zeros(6)
+
+
+def _counts_calls(pos_q, pos_k, feat_q, feat_k):
+    COUNT.add_(1.0)
+    return feat_q * COUNT
+
+
+def _adds_in_place(pos_q, pos_k, feat_q, feat_k):
+    feat_q += 1
+    return feat_q
+
+
+def _fills(pos_q, pos_k, feat_q, feat_k):
+    found = torch.zeros(6)
+    found[0] = feat_q[0]
+    return found
+
+
+def _writes_out(pos_q, pos_k, feat_q, feat_k):
+    return torch.mul(feat_q, 2.0, out=COUNT)
+
+
 @pytest.mark.parametrize(
     ("function", "reason", "offset"),
     [
@@ -80,6 +103,10 @@ def _asks_for_a_number(pos_q, pos_k, feat_q, feat_k):
         (_is_a_matrix, "one number a head", 1),
         (_is_no_tensor, "returns list, not a tensor", 0),
         (_asks_for_a_number, "torch.where", 1),
+        (_counts_calls, "writes into a tensor (add_)", 1),
+        (_adds_in_place, "writes into a tensor", 1),
+        (_fills, "torch.stack or torch.cat", 2),
+        (_writes_out, "writes into a tensor (mul)", 1),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -87,7 +114,19 @@ def test_what_it_cannot_do_is_said_with_line_and_remedy(function, reason, offset
     with pytest.raises(KernelError) as error:
         trace(function, SHAPES, None)
     assert reason in str(error.value)
+    assert not COUNT.any(), "what belongs to the user is as it was"
     assert error.value.source_line == f"test_trace.py:{function.__code__.co_firstlineno + offset}"
+
+
+def test_a_number_where_an_operator_takes_a_tensor_is_that_number():
+    """vmap writes numbers so; 2 is not the value number 2."""
+
+    def doubled(pos_q, pos_k, feat_q, feat_k):
+        return torch.vmap(lambda x: x * 2)(feat_q)
+
+    given = tensors()
+    found, inputs = traced(doubled, given)
+    torch.testing.assert_close(at_once(found.program, inputs), in_a_loop(doubled, given))
 
 
 def test_parameters_are_tensors():

@@ -148,6 +148,24 @@ def test_compiled_linear_scan_is_the_plain_one(sizes, reverse, dtype):
         _close(cpu.linear_scan(*operands), eager.linear_scan(*operands))
 
 
+@compiled
+@pytest.mark.parametrize("reverse", [False, True])
+def test_operands_are_read_where_they_lie(reverse):
+    """Axes in any order in memory, decays that broadcast along any of them."""
+    from itnet_compiler.runtime.scan import cpu
+
+    for order in ((0, 1, 2, 3), (1, 0, 2, 3), (1, 2, 0, 3), (3, 1, 0, 2), (2, 1, 3, 0)):
+        for sizes in ((5, 3, 2, 20), (4, 1, 3, 5), (3, 2, 0, 4), (6, 2, 1, 1), (2, 2, 2, 2)):
+            source = _random(*(sizes[axis] for axis in order)).permute(*(order.index(axis) for axis in range(4)))
+            assert source.shape == torch.Size(sizes)
+            for mask in range(16):
+                shape = [size if mask >> axis & 1 else 1 for axis, size in enumerate(sizes)]
+                operands = torch.sigmoid(_random(*shape)), source, _random(*sizes[2:]), reverse
+                found, wanted = cpu.linear_scan(*operands), eager.linear_scan(*operands)
+                _close(found, wanted)
+                assert found[0].stride() == wanted[0].stride()
+
+
 def _close(found: Any, wanted: Any) -> None:
     for one, other in zip(found, wanted, strict=True):
         assert (one is None) == (other is None)

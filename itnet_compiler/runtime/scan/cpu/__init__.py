@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import linear, matrix, selective
+from . import matrix, selective
 from .compile import run
 from .lanes import LANES
+from .linear import linear_scan
 
 __all__ = ["linear_scan", "matrix_scan", "matrix_scan_backward", "selective_scan", "selective_scan_backward"]
 
@@ -20,17 +21,6 @@ _PARTS = 16
 def _arrays(*tensors: Tensor) -> list[Any]:
     """All contiguous: for every other layout of any of them the code would be compiled again."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
-
-
-def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
-    """As ``eager.linear_scan``."""
-    width = input.shape[1]
-    state = input.new_zeros(width) if initial is None else initial.clone()
-    states = torch.empty_like(input)
-    if states.numel():
-        blocks = -(-width // linear.COLUMNS)
-        run(linear.scan, blocks, *_arrays(decay.resolve_conj(), input.resolve_conj(), state, states), reverse)
-    return states, state
 
 
 def selective_scan(

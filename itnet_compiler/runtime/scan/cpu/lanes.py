@@ -20,7 +20,7 @@ from numba import extending, types
 from numba.core.datamodel import models
 from numba.core.extending import overload, register_model
 
-__all__ = ["LANES", "exp", "fill", "load", "store", "total"]
+__all__ = ["LANES", "exp", "fill", "load", "load_from", "store", "store_to", "total"]
 
 LANES = 16
 
@@ -50,9 +50,7 @@ def _vector(dtype: Any) -> Any:
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any) -> Any:
     """Address of the first entry of a row of a C-contiguous array [rows, LANES]."""
-    data = context.make_array(kind)(context, builder, array).data
-    place = builder.mul(row, ir.Constant(row.type, LANES))
-    return builder.bitcast(builder.gep(data, [place]), _vector(kind.dtype).as_pointer())
+    return _place(context, builder, kind, array, builder.mul(row, ir.Constant(row.type, LANES)))
 
 
 @intrinsic
@@ -78,6 +76,36 @@ def store(typing: Any, rows: Any, row: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(rows, row, value), generate
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, first: Any) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [first]), _vector(kind.dtype).as_pointer())
+
+
+@intrinsic
+def load_from(typing: Any, numbers: Any, first: Any) -> Any:
+    """The ``LANES`` entries of a flat array from ``first`` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        address = _place(context, builder, numbers, arguments[0], place)
+        return builder.load(address, align=numbers.dtype.bitwidth // 8)
+
+    return Lanes(numbers.dtype)(numbers, first), generate
+
+
+@intrinsic
+def store_to(typing: Any, numbers: Any, first: Any, value: Any) -> Any:
+    """Set the ``LANES`` entries of a flat array from ``first`` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        address = _place(context, builder, numbers, arguments[0], place)
+        builder.store(arguments[2], address, align=numbers.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(numbers, first, value), generate
 
 
 @intrinsic

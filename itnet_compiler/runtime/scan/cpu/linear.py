@@ -1,41 +1,132 @@
-"""Linear scan on the CPU: it moves memory, and little else; a block of columns stays in the cache."""
+"""Linear scan on the CPU: it moves memory, and little else.
+
+Operands are read where they lie, as rows of neighbouring numbers at a distance for each step and for each outer index,
+so that batch-first sequences are not copied. A block of the state stays in the cache.
+"""
 
 from __future__ import annotations
 
-from .compile import jit, part
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["COLUMNS", "scan"]
+import torch
+from torch import Tensor
+
+from .compile import jit, run
+from .lanes import LANES, fill, load_from, store_to
+
+__all__ = ["linear_scan"]
 
 COLUMNS = 512
 
 
+def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
+    """As ``eager.linear_scan``."""
+    shape = input.shape
+    state = torch.empty(shape[1:], dtype=input.dtype)
+    state.fill_(0) if initial is None else state.copy_(initial)
+    states = torch.empty_like(input)
+    if not states.numel():
+        return states, state
+    target, source, factors = states, input.resolve_conj(), decay.resolve_conj().expand(shape)
+    rows = _rows(shape[1:], [one.stride()[1:] for one in (factors, source, target)])
+    if rows is None:
+        target, source = (one.contiguous() for one in (target, source))
+        factors = factors if _is_one(factors) else factors.contiguous()
+        rows = _rows(shape[1:], [one.stride()[1:] for one in (factors, source, target)])
+        assert rows is not None
+    (outer, inner), strides, spread = rows
+    steps = [one.stride(0) for one in (factors, source, target)]
+    layout = (shape[0], outer, inner, *(number for pair in zip(steps, strides, strict=True) for number in pair))
+    kernel = scan_complex if input.is_complex() else scan
+    arrays = [_line(one) for one in (factors, source, state, target)]
+    run(kernel, outer * -(-inner // COLUMNS), *arrays, layout, spread, reverse)
+    return states if target is states else states.copy_(target), state
+
+
+def _is_one(decay: Tensor) -> bool:
+    """Whether all entries of a step have one factor."""
+    return not any(decay.stride()[1:])
+
+
+def _line(tensor: Tensor) -> Any:
+    """The numbers from the first one of a tensor to its last one, as a flat array."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.detach().as_strided((last + 1,), (1,)).numpy()
+
+
+def _rows(sizes: Sequence[int], strides: list[tuple[int, ...]]) -> tuple[tuple[int, int], list[int], int] | None:
+    """The axes of a step as (outer, inner), neighbours inside; every tensor's distance of outer ones; that of the decay
+    inside, 1, or 0 where it is one number for all of them. None where they are not such.
+
+    The first of ``strides`` is that of the decay.
+    """
+    merged: list[tuple[int, tuple[int, ...]]] = []
+    for size, steps in zip(sizes, zip(*strides, strict=True), strict=True):
+        if size == 1:
+            continue
+        if merged and all(before == size * step for before, step in zip(merged[-1][1], steps, strict=True)):
+            merged[-1] = merged[-1][0] * size, steps
+        else:
+            merged.append((size, steps))
+    inner, near = merged.pop() if merged else (1, (1, 1, 1))
+    outer, far = merged.pop() if merged else (1, (0,) * len(strides))
+    if merged or near[0] not in (0, 1) or near[1:] != (1,) * (len(near) - 1) or (outer > 1 and inner < LANES):
+        return None
+    return (outer, inner), list(far), near[0]
+
+
 @jit
-def scan(decay, source, state, target, reverse, start, stop):
-    """Blocks ``start`` to ``stop`` of columns. ``decay`` [T or 1, M or 1]; ``state`` goes from first to last."""
-    time, width = source.shape
-    for block in range(start, stop):
-        first, last = block * COLUMNS, min((block + 1) * COLUMNS, width)
-        h = state[first:last]
+def scan(decay, source, state, target, layout, spread, reverse, start, stop):
+    """Blocks ``start`` to ``stop`` of (outer, block of columns); ``state`` [outer, inner] goes from first to last.
+
+    ``layout``: sizes of (time, outer, inner), then of decay, source and target the distances of steps and of outer
+    rows. ``spread``: whether the decay has a factor for each column.
+    """
+    time, _, inner, decay_step, decay_row, source_step, source_row, target_step, target_row = layout
+    blocks = (inner + COLUMNS - 1) // COLUMNS
+    for task in range(start, stop):
+        row, first = task // blocks, task % blocks * COLUMNS
+        width = min(COLUMNS, inner - first)
+        whole = width // LANES * LANES
+        h = row * inner + first
         for step in range(time):
             t = time - 1 - step if reverse else step
-            factors = decay[t if decay.shape[0] > 1 else 0]
-            if factors.shape[0] > 1:
-                _each(factors[first:last], h, source[t, first:last], target[t, first:last])
+            a = t * decay_step + row * decay_row + spread * first
+            x = t * source_step + row * source_row + first
+            y = t * target_step + row * target_row + first
+            if spread:
+                for i in range(0, whole, LANES):
+                    value = load_from(decay, a + i) * load_from(state, h + i) + load_from(source, x + i)
+                    store_to(state, h + i, value)
+                    store_to(target, y + i, value)
             else:
-                _all(factors[0], h, source[t, first:last], target[t, first:last])
+                factor = fill(decay[a])
+                for i in range(0, whole, LANES):
+                    value = factor * load_from(state, h + i) + load_from(source, x + i)
+                    store_to(state, h + i, value)
+                    store_to(target, y + i, value)
+            for i in range(whole, width):
+                number = decay[a + spread * i] * state[h + i] + source[x + i]
+                state[h + i] = number
+                target[y + i] = number
 
 
-@part
-def _each(factors, h, source, target):
-    for column in range(h.shape[0]):
-        value = factors[column] * h[column] + source[column]
-        h[column] = value
-        target[column] = value
-
-
-@part
-def _all(factor, h, source, target):
-    for column in range(h.shape[0]):
-        value = factor * h[column] + source[column]
-        h[column] = value
-        target[column] = value
+@jit
+def scan_complex(decay, source, state, target, layout, spread, reverse, start, stop):
+    """As ``scan``, a number at a time."""
+    time, _, inner, decay_step, decay_row, source_step, source_row, target_step, target_row = layout
+    blocks = (inner + COLUMNS - 1) // COLUMNS
+    for task in range(start, stop):
+        row, first = task // blocks, task % blocks * COLUMNS
+        for step in range(time):
+            t = time - 1 - step if reverse else step
+            a, x, y = (
+                t * decay_step + row * decay_row,
+                t * source_step + row * source_row,
+                t * target_step + row * target_row,
+            )
+            for i in range(first, min(first + COLUMNS, inner)):
+                number = decay[a + spread * i] * state[row * inner + i] + source[x + i]
+                state[row * inner + i] = number
+                target[y + i] = number

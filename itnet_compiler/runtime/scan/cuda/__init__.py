@@ -36,15 +36,19 @@ def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: b
     """As ``eager.linear_scan``; complex numbers are left to it."""
     if input.is_complex():
         return eager.linear_scan(decay, input, initial, reverse)
-    time, width = input.shape
-    state = input.new_zeros(width) if initial is None else initial.clone()
-    states = torch.empty_like(input)
+    time, width = input.shape[0], input.shape[1:].numel()
+    state = input.new_empty(input.shape[1:])
+    state.fill_(0) if initial is None else state.copy_(initial)
+    states = torch.empty_like(input, memory_format=torch.contiguous_format)
     if states.numel():
+        decay = decay if decay.shape[1:].numel() == 1 else decay.expand(decay.shape[0], *input.shape[1:])
+        decay = decay.reshape(decay.shape[0], -1).contiguous()
         strides = (decay.shape[1] * (decay.shape[0] > 1), int(decay.shape[1] > 1))
-        grid = (triton.cdiv(width, COLUMNS),)
+        grid, given = (triton.cdiv(width, COLUMNS),), input.contiguous()
         with _on(input):
-            kernels.linear[grid](decay, input, state, states, time, width, *strides, reverse, COLUMNS, **_FUSED)
-    return states, state
+            kernels.linear[grid](decay, given, state, states, time, width, *strides, reverse, COLUMNS, **_FUSED)
+    laid_out = torch.empty_like(input)
+    return states if laid_out.stride() == states.stride() else laid_out.copy_(states), state
 
 
 def _by_time(*tensors: Tensor) -> list[Tensor]:

@@ -1,0 +1,1 @@
+"""Detection rules, one file each: from an anchor operator to a proposal, or a refusal with its reason."""
