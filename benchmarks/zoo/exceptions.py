@@ -56,7 +56,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": dict(num_heads=8, head_dim=16, hidden_size=64, state_size=16, n_groups=2, chunk_size=16),
     "rwkv": dict(hidden_size=64, attention_hidden_size=64, intermediate_size=128),
     "jamba": _EVERY_SECOND | dict(expert_layer_period=2, expert_layer_offset=1, mamba_d_state=8),
-    "bamba": _GROUPED | _SSM | dict(attn_layer_indices=[1], mamba_n_groups=1, layer_types=["mamba", "attention"]),
+    "bamba": _GROUPED | _SSM | dict(attn_layer_indices=[1], mamba_n_groups=1),
     "zamba": _HEADS | _HYBRID | _EVERY_SECOND | dict(attention_hidden_size=128, num_key_value_heads=4, n_mamba_heads=2),
     "zamba2": _HEADS
     | _HYBRID
@@ -118,7 +118,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 # Attributes that follow from others, and must not be given.
 DROPPED: dict[str, tuple[str, ...]] = {
-    "bamba": ("layers_block_type",),
+    "bamba": ("layers_block_type", "layer_types"),
     "granitemoehybrid": ("layers_block_type",),
     "autoformer": ("feature_size",),
     "informer": ("feature_size",),
