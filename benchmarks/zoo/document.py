@@ -34,6 +34,7 @@ _CALL = re.compile(
     r"^(?:eval|train)(?: mode)?(?: \d+)?[,:] (?:[\w.*]+(?:: (?:container|\w+\[[^\]]*\])|=[^:]+?)(?:, |: ))*"
 )
 _PLACE = re.compile(r" \[[^\[\]]*:\d+\]")
+_WHOSE = {"": "unified", "own_": "of the network", "fused_": "of the network with torch's fused attention"}
 _LONGEST, _NAMED = 160, 6
 
 _HEAD = """# Models
@@ -61,6 +62,9 @@ def shortfall(record: Record) -> str:
     lacks = []
     if not record["equal"]:
         lacks.append(f"differs by {record['forward_error']:.1e} and {record['gradient_error']:.1e} in the gradients")
+        errors = [(record.get(f"{who}error_gradients"), whose) for who, whose in _WHOSE.items()]
+        said = ", ".join(f"{error:.1e} {whose}" for error, whose in errors if error is not None)
+        lacks += [f"errors of the gradients against float64: {said}"] if said else []
     if record["share"] < _COVERED:
         reasons = "; ".join(list(dict.fromkeys(map(_plain, record["reasons"])))[:2])
         lacks.append(f"{record['share']:.0%} of the parameters captured: {reasons}")
