@@ -33,7 +33,7 @@ __all__ = ["EQUAL", "examine", "revision"]
 
 # Relative L2 up to which nothing more is asked; beyond it, twice the original's own error in float32, and this little.
 EQUAL, _TWICE, _LITTLE = 1e-5, 2.0, 1e-6
-_TIMED_SECONDS = 1.5
+_TIMED_SECONDS, _MOST_TURNS = 1.5, 100
 _ATTENTION = ("softmax", "scaled_dot_product_attention", "_scaled_dot_product")
 _RULE = "attention_by_hand"
 # Said of a product that is not the one after the softmax, and of a softmax whose product refuses with another reason.
@@ -271,7 +271,7 @@ def _time_ratio(network: Any, unified: nn.Module) -> float:
     model, args, kwargs = network
     ratios: list[float] = []
     begun = time.perf_counter()
-    for turn in range(12):
+    for turn in range(_MOST_TURNS):
         times = [_timed(one, args, kwargs) for one in ((model, unified) if turn % 2 else (unified, model))]
         ratios.append(times[1] / times[0] if turn % 2 else times[0] / times[1])
         if time.perf_counter() - begun > _TIMED_SECONDS and turn > 2:
