@@ -305,3 +305,30 @@ def test_extents_that_are_rounded_quotients_are_taken_apart():
     assert [node.origin for node in unified.integrals.values()] == ["conv2d", "attention"]
     for shape in ((2, 3, 17, 24), (1, 3, 5, 7), (3, 3, 1, 1), (2, 3, 64, 63)):
         as_good(model, unified, [torch.randn(shape)])
+
+
+class Mixed(nn.Module):
+    """Products in bfloat16 and a softmax in float32, as autocast runs them."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.qkv, self.inside = nn.Linear(16, 48), inside
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.inside):
+            q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+            return torch.softmax(q @ k.mT / 2, -1) @ v
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_under_autocast(inside):
+    torch.manual_seed(0)
+    model, x = Mixed(inside), torch.randn(2, 9, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+        unified = itnet.unify(model, x)
+        assert len(found_in(unified)) == 1
+        mine, theirs = unified(x), model(x)
+    assert mine.dtype == theirs.dtype == (torch.bfloat16 if inside else torch.float32)
+    exact = copy.deepcopy(model).requires_grad_(False)
+    exact.inside = False
+    assert error(mine, exact(x)) <= 2 * error(theirs, exact(x)) + SLACK[torch.bfloat16]
