@@ -76,6 +76,16 @@ def samples() -> list[Sample]:
         Attention("b h g i c", "b h j c", "b h j e", "b h g i e", "b h g i j", steps=(scale,)),
         Attention("b h g i c", "b h j c", "b h j e", "b h g i e", "b h g i j", steps=(kept,)),
         Attention("i c", "b j c", "b j e", "b i e", "b i j"),
+        # Scores of a linear layer, as VOLO has them: queries and keys share no label but the channels.
+        Attention(
+            "b c i1",
+            "(h g j) c",
+            "b (h e j) i1",
+            "b h i1 g e",
+            "b h i1 g j",
+            steps=(Step("plus", role="bias", layout="(h g j)"), scale),
+            sizes=(("g", 2), ("h", 3), ("j", 7)),
+        ),
         Attention("b h i c", "b j c", "b j e", "b h i e", "b h i j"),
         Attention(
             "b i1 i2 c",

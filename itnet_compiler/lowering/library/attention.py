@@ -234,9 +234,14 @@ class _Writer:
     def written_out(self) -> None:
         kernel, labels = self.kernel, self.labels
         scores = (*_single(kernel.first), labels.queries, labels.keys)
-        query = self.arranger.arranged("query", (*_single(kernel.first), labels.queries, labels.channels))
-        key = self.arranger.arranged("key", (*_single(kernel.first), labels.channels, labels.keys))
-        self.put("s", f"matmul({query}, {key})")
+        held = [set(labels_of(kernel.layouts[role])) for role in ("query", "key")]
+        if all(set(kernel.first) - own for own in held):  # each side would be repeated for what the other one has
+            layouts = (kernel.layouts["query"], kernel.layouts["key"])
+            self._grouped_product("s", ("query", "key"), layouts, labels.channels, scores)
+        else:
+            query = self.arranger.arranged("query", (*_single(kernel.first), labels.queries, labels.channels))
+            key = self.arranger.arranged("key", (*_single(kernel.first), labels.channels, labels.keys))
+            self.put("s", f"matmul({query}, {key})")
         for step in kernel.steps:
             scores = self._step("s", step, scores)
         if kernel.sink:
@@ -248,7 +253,9 @@ class _Writer:
             scores = self._step("w", step, scores)
         lead, weights = _single(kernel.last), ""
         result = (*lead, labels.queries, labels.features)
-        if self._features_first():  # as the source has it: gradients come in the same order of memory
+        if set(kernel.last) - set(labels_of(kernel.layouts["value"])):
+            self._grouped_product("y", ("w", "value"), (scores, kernel.layouts["value"]), labels.keys, result)
+        elif self._features_first():  # as the source has it: gradients come in the same order of memory
             result = (*lead, labels.features, labels.queries)
             self.put("y", f"matmul({self.arranger.arranged('value', (*lead, labels.features, labels.keys))}, w.mT)")
         else:
@@ -257,6 +264,24 @@ class _Writer:
             target = tuple(renamed(axis, kernel.after) for axis in parse(kernel.weights))
             weights = self.arranger.arranged("w", target, layout=scores)
         self.give("y", result, weights)
+
+    def _grouped_product(
+        self, name: str, factors: tuple[str, str], layouts: tuple[Layout, Layout], summed: tuple[str, ...], to: Layout
+    ) -> None:
+        """Σ over ``summed`` of two factors, in the layout ``to``: labels of one factor alone are rows or columns."""
+        first, second = (set(labels_of(layout)) for layout in layouts)
+        wanted = labels_of(to)
+        both: Layout = _single(label for label in wanted if label in first and label in second)
+        rows = tuple(label for label in wanted if label in first - second)
+        columns = tuple(label for label in wanted if label in second - first)
+        sides = [
+            self.arranger.arranged(factor, target, layout=layout)
+            for factor, target, layout in zip(
+                factors, ((*both, rows, summed), (*both, summed, columns)), layouts, strict=True
+            )
+        ]
+        self.put(name, f"matmul({sides[0]}, {sides[1]})")
+        self.put(name, self.arranger.arranged(name, to, layout=(*both, rows, columns)))
 
     def _features_first(self) -> bool:
         """Whether the values lie in memory with their features before the positions."""

@@ -21,7 +21,10 @@ def scaled(pos_q, pos_k, feat_q, feat_k, *, params):
         ({"window": 3}, "band[-3:+3]"),
         ({"normalise": True}, "keys"),
         ({"causal": True}, "past keys"),
-        ({"kernel": scaled, "params": {"scale": nn.Parameter(torch.full((4,), 0.5))}, "window": (2, None)}, "band[-2:]"),
+        (
+            {"kernel": scaled, "params": {"scale": nn.Parameter(torch.full((4,), 0.5))}, "window": (2, None)},
+            "band[-2:]",
+        ),
     ],
     ids=["window", "normalise", "causal", "own kernel"],
 )
