@@ -1,6 +1,6 @@
 """A learned kernel: the formula written out, the same with its first layer factored, the tiled integral.
 
-python -m benchmarks.kernel [--lengths 256 …] [--seconds 10]
+python -m benchmarks.kernel [--lengths 256 …] [--doubled 1024 …] [--seconds 10]; benchmarks.kernel_peers has others
 
 Width 64, hidden 32, 16 frequencies, 4 heads × 16, float32, one sample. The materialised formulas hold every pair of
 positions; the tiled integral holds none.
@@ -9,6 +9,7 @@ positions; the tiled integral holds none.
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,28 @@ def _peak() -> int:
     return int(line.split()[1])
 
 
+def doubling(length: int, seconds: float) -> float:
+    """Time of the tiled forward pass at twice the length, as a multiple; 4 is growth as N².
+
+    A round is four calls at the one length and one at the other, which take as long. The median of the rounds.
+    """
+    short, long = (forms(n)[0]["tiled"] for n in (length, 2 * length))
+
+    def timed(form: Callable[[], Tensor], calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            form()
+        return (time.perf_counter() - start) / calls
+
+    with torch.no_grad():
+        timed(short, 1), timed(long, 1)
+        ratios, start = [], time.perf_counter()
+        while len(ratios) < 3 or time.perf_counter() - start < seconds:
+            before, between, after = timed(short, 2), timed(long, 1), timed(short, 2)
+            ratios.append(2 * between / (before + after))
+    return statistics.median(ratios)
+
+
 def compile_time() -> tuple[float, float]:
     """Seconds that the first call, forward and backward, takes beyond a second one: cold, and from the disk."""
     code = "from benchmarks.kernel import first_call; print(first_call())"
@@ -159,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="*", default=[256, 1024])
     parser.add_argument("--long", type=int, nargs="*", default=[4096, 8192])
+    parser.add_argument("--doubled", type=int, nargs="*", default=[1024, 2048, 4096])
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args(argv)
     torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -172,14 +196,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = [peak(length, form) if many or form == "tiled" else None for form in ("written", "factored", "tiled")]
         memory.append([str(length), *("" if cell is None else f"{cell:.0f}" for cell in cells)])
     print(table(("positions", "as written", "factored", "tiled"), memory))
-    print("\nTime of the tiled forward pass by length, and per pair:\n")
-    growth = []
-    for length in options.lengths + options.long:
-        found, _ = forms(length)
-        with torch.no_grad():
-            (times,) = alternate([found["tiled"]], seconds=options.seconds / 4)
-        growth.append([str(length), f"{1e3 * typical(times):.1f}", f"{1e9 * typical(times) / length**2:.2f}"])
-    print(table(("positions", "ms", "ns a pair"), growth))
+    print("\nTime of the tiled forward pass at twice the length, as a multiple (N² is 4):\n")
+    growth = [[f"{n} → {2 * n}", f"{doubling(n, options.seconds):.2f}"] for n in options.doubled]
+    print(table(("positions", "multiple"), growth))
     cold, warm = compile_time()
     print(f"\nFirst call, forward and backward: {cold:.1f} s more than the next where nothing is cached, ", end="")
     print(f"{warm:.2f} s from the disk.")

@@ -1,15 +1,18 @@
 """Linear recurrences of transformers' models: the fallback they run without extra packages, and one node.
 
-python -m benchmarks.recurrence [--length 1024] [--seconds 6] [--compile]
+python -m benchmarks.recurrence [--length 1024] [--seconds 6] [--compile SECONDS]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ NETWORKS = ("Mamba", "Mamba2", "Qwen3Next")
 NETWORK = ("network", "step", "length", "as published ms", "unified ms", "ratio", "unify s")
 SCAN = ("scan alone", "fallback ms", "node ms", "ratio", "Gexp/s", "GB/s", "torch.exp ms", "copy ms")
 COMPILED = ("length", "eager ms", "torch.compile ms", "node ms", "torch.compile takes s")
+MEMORY = ("scan alone", "fallback MB", "node MB", "one state MB", "a state in 64 steps MB")
 FORMS = ("form", "as published ms", "scan ms", "chunked ms", "published / scan")
 
 
@@ -103,10 +107,17 @@ def scan_row(length: int, seconds: float) -> list[str]:
     return [name, *cells, *rates, *(f"{1e3 * each:.2f}" for each in alone)]
 
 
-def compiled_row(length: int, seconds: float) -> list[str]:
-    """The fallback under torch.compile, which unrolls it: compile time grows with the length."""
+def compiled_row(length: int, seconds: float, patience: float) -> list[str]:
+    """The fallback under torch.compile, which unrolls it, in a process that is given ``patience`` seconds."""
+    try:
+        found = _in_child(["--compiled", str(length), "--seconds", str(seconds)], patience)
+    except subprocess.TimeoutExpired:
+        return [str(length), "", "", "", f"> {patience:.0f}"]
+    return [str(length), *(f"{1e3 * each:.2f}" for each in found[1:]), f"{found[0]:.0f}"]
+
+
+def _compile_fallback(length: int, seconds: float) -> list[float]:
     given, fallback = operands(length), _fallback()
-    torch.compiler.reset()
     function = torch.compile(fallback)
     with torch.no_grad():
         start = time.perf_counter()
@@ -115,8 +126,56 @@ def compiled_row(length: int, seconds: float) -> list[str]:
         contestants = [
             lambda: fallback(*given), lambda: function(*given), lambda: torch.ops.itnet.selective_scan(*given)
         ]  # fmt: skip
-        times = [typical(each) for each in alternate(contestants, seconds=seconds)]
-    return [str(length), *(f"{1e3 * each:.2f}" for each in times), f"{took:.0f}"]
+        return [took, *(typical(each) for each in alternate(contestants, seconds=seconds))]
+
+
+def _in_child(options: Sequence[str], patience: float | None = None) -> list[float]:
+    threads = ["--threads", str(torch.get_num_threads())]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.recurrence", *options, *threads],
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        check=True,
+    )
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def memory_rows(length: int) -> list[list[str]]:
+    """Peak memory that one scan adds to that of its operands and results, in processes of their own."""
+    state = 4e-6 * operands(1)[0].shape[1] * STATES
+    rows = []
+    for what in ("forward", "training"):
+        found = [_in_child(["--memory", kind, what, "--length", str(length)])[0] for kind in ("fallback", "node")]
+        cells = [f"{each:.1f}" for each in (*found, state, state * length / 64)]
+        rows.append([f"selective, {what}, {length} steps", *cells])
+    return rows
+
+
+def _memory_added(kind: str, what: str, length: int) -> list[float]:
+    """MB by which the peak grows, less what is returned."""
+    scan = _fallback() if kind == "fallback" else torch.ops.itnet.selective_scan
+
+    def step(steps: int) -> float:
+        given = [one.requires_grad_(what == "training") for one in operands(steps)]
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+        made = scan(*given)
+        made = [one for one in (made if isinstance(made, tuple) else (made,)) if isinstance(one, Tensor)]
+        results = [*made]
+        if what == "training":
+            results += torch.autograd.grad(made[0].sum(), given)
+        return _resident("VmHWM") - before - sum(one.nbytes for one in results) / 1e6
+
+    step(8)  # compiles, and loads what is loaded once
+    return [step(length)]
+
+
+def _resident(what: str) -> float:
+    """Resident memory of this process in MB, now or at its peak, as Linux counts it."""
+    status = Path("/proc/self/status").read_text()
+    return 1.024e-3 * int(next(line for line in status.splitlines() if line.startswith(what)).split()[1])
 
 
 def form_rows(length: int, seconds: float) -> list[list[str]]:
@@ -164,10 +223,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action="store_true", help="also the fallback under torch.compile (minutes)")
+    parser.add_argument("--compile", type=float, default=0.0, metavar="SECONDS", help="patience with torch.compile")
+    parser.add_argument("--compiled", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
+    if options.compiled or options.memory:
+        made = _memory_added(*options.memory, options.length) if options.memory else None
+        print(json.dumps(made or _compile_fallback(options.compiled, options.seconds)))
+        return 0
     length, seconds = options.length, options.seconds
     print(f"{LAYERS} layers, width {WIDTH}, batch 1, float32, {torch.get_num_threads()} threads ({machine()}):\n")
     cases = [(name, length, False) for name in NETWORKS]
@@ -175,11 +240,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(NETWORK, [network_row(name, steps, seconds, train=train) for name, steps, train in cases]), flush=True)
     print("\nThe scan alone, beside torch.exp of as many numbers and a copy of as many bytes:\n")
     print(table(SCAN, [scan_row(length, seconds)]), flush=True)
+    print("\nMemory that one scan adds to that of operands and results:\n")
+    print(table(MEMORY, memory_rows(length)), flush=True)
     print(f"\nTwo forms of a state of 8 heads, 64 by 64, {length} steps:\n")
     print(table(FORMS, form_rows(length, seconds)), flush=True)
     if options.compile:
         print("\nThe selective scan's fallback under torch.compile:\n")
-        print(table(COMPILED, [compiled_row(each, seconds) for each in (16, 64)]))
+        print(table(COMPILED, [compiled_row(each, seconds, options.compile) for each in (16, 64, length)]))
     return 0
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import itnet
-from benchmarks import capture_time, gpu, kernel, measure, overhead, recurrence
+from benchmarks import burgers, capture_time, gpu, kernel, kernel_peers, measure, overhead, recurrence
 from benchmarks.zoo import apart, catalog, document, examine, from_transformers, kinds, run
 
 
@@ -36,6 +36,34 @@ def test_learned_kernel_rows():
     lines = kernel.rows(32, seconds=0.05)
     assert [len(line) for line in lines] == [len(kernel.HEADER)] * 2
     assert kernel.grown(64, "tiled") >= 0
+    assert kernel.doubling(32, seconds=0.0) > 0
+
+
+def test_learned_kernel_beside_torch_compile(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    assert [len(line) for line in kernel_peers.compiled(32, seconds=0.0)] == [len(kernel_peers.HEADER)] * 2
+    monkeypatch.setattr(kernel_peers, "WAYS", {"another": (kernel_peers.compiled, "no_such_package")})
+    assert kernel_peers.rows(32, seconds=0.0) == ([], ["another is not installed."])
+
+
+def test_burgers():
+    """The solver keeps the mean and Cole–Hopf's solution; points may lie anywhere."""
+    x = torch.arange(burgers.FINE, dtype=torch.float64) / burgers.FINE
+    nu, turn = burgers.VISCOSITY, 2 * torch.pi
+
+    def exact(t):
+        """−2ν·∂ₓ log φ for φ = 2 + exp(−ν·(2π)²·t)·cos 2πx, a solution of the heat equation."""
+        fade = torch.exp(torch.tensor(-nu * turn**2 * t, dtype=torch.float64))
+        return 2 * nu * turn * fade * torch.sin(turn * x) / (2 + fade * torch.cos(turn * x))
+
+    torch.testing.assert_close(burgers.solved(exact(0.0)[None], 200)[0], exact(1.0), rtol=1e-7, atol=1e-9)
+    values = burgers.initial(3, torch.Generator().manual_seed(0))
+    points = burgers.irregular(values, values, torch.Generator().manual_seed(1))
+    assert (points.places.diff() > 0).all()
+    torch.testing.assert_close(
+        burgers.interpolated(points.before, points.places, points.places), points.before, rtol=1e-4, atol=1e-5
+    )
+    assert burgers.Operator(8)(points).shape == (3, burgers.COARSE)
 
 
 def test_overhead_row():

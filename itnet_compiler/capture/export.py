@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
@@ -284,6 +284,8 @@ def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
             continue
         copies[node] = twin = graph.node_copy(node, lambda old: copies[old])
         twin.meta = dict(node.meta)
+        if isinstance(held := constants.get(str(node.target)) if node.op == "get_attr" else None, GraphModule):
+            twin.meta["graph_module"] = held
         if node.op == "placeholder":
             inputs.append(twin)
     outputs = next(node for node in source.nodes if node.op == "output")

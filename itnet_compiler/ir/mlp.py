@@ -198,7 +198,7 @@ class Mlp(Kernel):
 
     def work(self, domain: Domain, operands: Operands, outputs: tuple[Tensor, ...]) -> Work:
         """Flops of one pair, after the first layer has been split, for each pair of the domain; GELU counts 22."""
-        value, queries = operands["value"], _queries(operands)
+        value, queries = operands["value"], int(_queries(operands))
         batch, heads, sources, width = map(int, value.shape)
         hidden = int(operands["bias"].shape[0])
         flops = 2 * hidden + self.depth * 22 * hidden + (self.depth - 1) * 2 * hidden**2
@@ -241,7 +241,8 @@ class Mlp(Kernel):
 
 
 def _queries(operands: Operands) -> int:
-    return int(operands["query_features" if "query_features" in operands else "query_position"].shape[1])
+    """N, which may be symbolic."""
+    return operands["query_features" if "query_features" in operands else "query_position"].shape[1]
 
 
 def pairs_in(domain: Domain, queries: int, sources: int) -> int:

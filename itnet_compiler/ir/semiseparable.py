@@ -25,7 +25,7 @@ class Diagonal(Kernel):
 
     Operands: ``decay`` a, factors (not logarithms) that broadcast to ``input`` [T, …], or with ``constant`` to
     input[0]; ``initial`` h_0, broadcast to input[0], zero if it is not given. Real or complex. Returns all states
-    [T, …] and the last one.
+    [T, …] and the last one, in the dtype that the operands promote to; a float32 decay leaves half precision as it is.
 
     Attributes:
         reverse: Whether time runs from the last step to the first.
@@ -45,6 +45,13 @@ class Diagonal(Kernel):
         """a_t of every step and entry of the state, [T, …]."""
         return decay.expand(source.shape)
 
+    @staticmethod
+    def result_type(source: Tensor, decay: Tensor) -> torch.dtype:
+        """Dtype of the states of an input [T, …]."""
+        dtype = torch.promote_types(source.dtype, decay.dtype)
+        half = source.dtype in (torch.bfloat16, torch.float16)
+        return source.dtype if half and dtype == torch.float32 else dtype
+
     def evaluate(self, domain: Domain, **operands: Any) -> tuple[Tensor, Tensor]:
         """A plain loop over time."""
         assert domain == Past()
@@ -58,9 +65,10 @@ class Diagonal(Kernel):
         for x, a in zip(self.ordered(source), self.ordered(factors), strict=True):
             state = a * state + x
             states.append(state)
+        result = self.result_type(source, factors)
         if not states:
-            return source.to(state.dtype), state
-        return self.ordered(torch.stack(states)), state
+            return source.to(result), state.to(result)
+        return self.ordered(torch.stack(states)).to(result), state.to(result)
 
     def ordered(self, tensor: Tensor) -> Tensor:
         """In the order in which the steps are taken; its own inverse."""

@@ -42,7 +42,7 @@ class Fft(Lowering):
 def _convolve(kernel: Diagonal, decay: Tensor, input: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """h = (a^0, a^1, …) ∗ x + a^{t+1} h_0, over twice the length so that the end does not reach the beginning."""
     time = input.shape[0]
-    dtype = torch.result_type(input, decay)
+    dtype = kernel.result_type(input, decay)
     wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     decay, source = decay.to(wide), kernel.ordered(input.to(wide))
     if time == 0:

@@ -75,6 +75,8 @@ class MlpKernel(nn.Module):
         super().__init__()
         if not (fourier or absolute or any(widths)):
             raise InputError("a kernel of nothing", remedy="give fourier=, absolute= or features")
+        if min(hidden, depth) < 1:
+            raise InputError(f"{depth} hidden layers of {hidden} units", remedy="give at least one of each")
         if period is not None and period <= 0:
             raise InputError(f"a period of {period}", remedy="give the length of one turn")
         if norm is not None and norm not in _NORMS:

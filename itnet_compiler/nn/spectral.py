@@ -54,7 +54,8 @@ class Spectral(nn.Module):
             matrix = numbers[:, index.unsqueeze(1) - index + length - 1]
             return (matrix @ value.to(wide)).to(value.dtype)
         with torch.autocast(value.device.type, enabled=False):
-            size = 1 << (2 * length - 2).bit_length()
+            # A power of two is fast; of a symbolic length there is none.
+            size = 1 << (2 * length - 2).bit_length() if isinstance(length, int) else 2 * length
             kernel = torch.fft.rfft(numbers, size).unsqueeze(-1)
             product = kernel * torch.fft.rfft(value.to(wide), size, dim=2)
             whole = torch.fft.irfft(product, size, dim=2)

@@ -81,6 +81,8 @@ class IntegralTransform(nn.Module):
         **network: Any,
     ) -> None:
         super().__init__()
+        if dim < 1 or heads < 1:
+            raise InputError(f"{dim} features in {heads} heads", remedy="give at least one of each")
         if dim % heads:
             raise InputError(f"{heads} heads do not divide {dim} features", remedy="choose another dim or heads")
         if measure not in _MEASURES:
@@ -147,9 +149,13 @@ class IntegralTransform(nn.Module):
         if self.spectral is not None and not (same and positions is None and source_positions is None):
             raise InputError("spectral+local takes a uniform grid of its own", remedy="leave source and positions out")
         source = x if source is None else source
+        if x.dim() != 3 or source.dim() != 3:
+            name, shape = ("x", x.shape) if x.dim() != 3 else ("source", source.shape)
+            raise InputError(f"{name} has shape {tuple(shape)}", remedy="give (batch, positions, features)")
         positions = self._positions(positions, x)
         if source_positions is None:
             source_positions = positions if same else self._positions(None, source)
+        self._check(x, source, positions, source_positions, weights, mask)
         ends = (positions, source_positions, x, source)
         value = self.value(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         weights = self._weights(weights, mask, source)
@@ -175,6 +181,33 @@ class IntegralTransform(nn.Module):
             spectral = self._spectral(value, weights, mask, positions)
             heads = self.spectral.mixed(x, self._normed(spectral), heads)
         return self.out(heads.flatten(2))
+
+    def _check(
+        self,
+        x: Tensor,
+        source: Tensor,
+        positions: Tensor,
+        source_positions: Tensor,
+        weights: Tensor | None,
+        mask: Tensor | None,
+    ) -> None:
+        """Raise ``InputError`` where a tensor has another shape than the layer takes."""
+        batch, queries, sources = x.shape[0], x.shape[1], source.shape[1]
+        wanted: list[tuple[str, Tensor | None, tuple[tuple[int, ...], ...]]] = [
+            ("x", x, ((batch,), (queries,), (self.dim,))),
+            ("source", source, ((batch,), (sources,), (self.source_dim,))),
+            ("positions", positions, ((1, batch), (queries,), (self.axes,))),
+            ("source_positions", source_positions, ((1, batch), (sources,), (self.axes,))),
+            ("weights", weights, ((1, batch), (sources,))),
+            ("mask", mask, ((1, batch), (1, queries), (sources,))),
+        ]
+        for name, tensor, sizes in wanted:
+            if tensor is None:
+                continue
+            fits = tensor.dim() == len(sizes)
+            if not fits or any(n not in known for n, known in zip(tensor.shape, sizes, strict=True)):
+                said = ", ".join(" or ".join(map(str, dict.fromkeys(known))) for known in sizes)
+                raise InputError(f"{name} has shape {tuple(tensor.shape)}", remedy=f"give ({said})")
 
     def _normed(self, heads: Tensor) -> Tensor:
         """(B, N, H, V) from (B, H, N, V), each head divided by the root of its mean square."""

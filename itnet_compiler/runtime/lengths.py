@@ -2,8 +2,8 @@
 
 The second one is captured when a call of another length comes, or at once where the first call is so long that tracing
 it would take long. That the two agree is induction from two cases, no proof: forward may branch on its length. So the
-first call with sizes that such a graph has not been run at is held against the original, as a first call with a batch
-of one is, and where the two differ that size gets a graph of its own.
+first call with sizes that such a graph has not been run at is held against the original, gradients included, as a first
+call with a batch of one is, and where the two differ that size gets a graph of its own.
 """
 
 from __future__ import annotations
@@ -201,11 +201,12 @@ def _merged(
     merged = dataclasses.replace(other, capture=dataclasses.replace(captured, graph=graph, guards=guards))
     longer = finish(program, call, merged, shown)
     longer.rolled, longer.spots = None, spots
-    longer.label = f"{longer.label.partition(':')[0].rstrip(' 0123456789')} (any length)"
+    mode = longer.label.partition(":")[0].rstrip(" 0123456789")
+    longer.label = f"{mode} (any length from {shorter.length} on)"
     longer.journal.least = shorter.length
     longer.trial = program.try_out(longer, call, gradients=True)
-    if longer.trial is None or not longer.trial.equal:
+    if not longer.convinced(longer.trial):
         found = "could not be run" if longer.trial is None else longer.trial.describe()
-        raise NotGeneral(f"the graph made for every length {found}")
-    longer.trusted[longer.kind([leaf.shape for leaf in call.leaves])] = True
+        raise NotGeneral(f"the graph made for every length: {found}")
+    longer.trusted[longer.kind(call.leaves)] = True
     return longer

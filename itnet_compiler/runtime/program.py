@@ -206,7 +206,7 @@ class Program:
             if variant.capture.guards.fit(shapes):
                 if variant.refused:
                     return None
-                if self._trusts(variant, call, shapes):
+                if self._trusts(variant, call):
                     return variant
                 widen = False
         if key in self._refused or is_transformed() or detect_fake_mode(call.leaves) is not None:
@@ -214,7 +214,7 @@ class Program:
         added = self._add(key, call, widen)
         if added is None or added.refused:
             return None
-        if added.capture.guards.fit(shapes) and self._trusts(added, call, shapes):
+        if added.capture.guards.fit(shapes) and self._trusts(added, call):
             return added
         if widen and added.capture.guards.small(shapes):
             return self._choose(key, call)
@@ -239,12 +239,11 @@ class Program:
             call = self.reader.read(args, kwargs)
         except TypeError:
             return self.original(self.root, *args, **kwargs)
-        shapes = [leaf.shape for leaf in call.leaves]
         # An exported original holds no fast paths either.
         asked = answers(self.asks, self.root, call.leaves) if self.asks else None
         fast = None if torch.compiler.is_exporting() else self._fast.conditions(call.leaves)
         for variant in self.variants:
-            if variant.serves(call.signature, shapes, fast, asked) and self.tree.matches(variant.state):
+            if variant.serves(call.signature, call.leaves, fast, asked) and self.tree.matches(variant.state):
                 return self.run(variant, call.leaves)
         return self.original(self.root, *args, **kwargs)
 
@@ -258,14 +257,13 @@ class Program:
         """Whether calls with and without gradients need graphs of their own."""
         return bool(self.asks & {"grad", "requires_grad"}) or ambient[-1] is not None
 
-    def _trusts(self, variant: Variant, call: Call, shapes: list[torch.Size]) -> bool:
+    def _trusts(self, variant: Variant, call: Call) -> bool:
         """The first call with sizes that nothing vouches for is run both ways: 0, 1, and lengths of loops."""
-        kind = variant.kind(shapes)
+        kind = variant.kind(call.leaves)
         if not kind or not self.verified:
             return True
         if kind not in variant.trusted:
-            trial = self.try_out(variant, call)
-            variant.trusted[kind] = trial is not None and trial.equal
+            variant.trusted[kind] = variant.convinced(self.try_out(variant, call, gradients=bool(variant.spots)))
         return variant.trusted[kind]
 
     def try_out(self, variant: Variant, call: Call, *, gradients: bool = False) -> Trial | None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.fx import Graph
 
 from ..capture.export import Capture
@@ -68,21 +70,31 @@ class Variant:
         """What its fast paths depend on; None where it has none."""
         return self.ambient[-1]
 
-    def kind(self, shapes: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
-        """What a call has to be tried for before the graph is trusted with it; empty where there is nothing."""
-        if self.spots:
-            return tuple([tuple(shape) for shape in shapes])
-        return tuple([(spot, shapes[spot[0]][spot[1]]) for spot in self.capture.guards.small(shapes)])
+    def kind(self, leaves: Sequence[Tensor]) -> tuple[Any, ...]:
+        """What a call has to be tried for before the graph is trusted with it; empty where there is nothing.
 
-    def serves(self, signature: Signature, shapes: Sequence[Any], fast: tuple[bool, ...] | None, asked: Any) -> bool:
+        Where it is for any length, all that Python code could branch on: every size, and whose gradients are wanted.
+        """
+        if self.spots:
+            wanted = [tensor.requires_grad for tensor in (*leaves, *[store[name] for store, name in self.stores])]
+            return torch.is_grad_enabled(), tuple(wanted), tuple([tuple(leaf.shape) for leaf in leaves])
+        small = self.capture.guards.small([leaf.shape for leaf in leaves])
+        return tuple([(spot, leaves[spot[0]].shape[spot[1]]) for spot in small])
+
+    def convinced(self, trial: Trial | None) -> bool:
+        """Whether a trial shows that the graph is right; for any length, its gradients too, which may be cut there."""
+        return trial is not None and trial.equal and not (self.spots and trial.gradient_note)
+
+    def serves(self, signature: Signature, leaves: list[Tensor], fast: tuple[bool, ...] | None, asked: Any) -> bool:
         """Whether it may be run while something is traced, when nothing can be tried out, in the mode it is for.
 
         ``asked`` are the answers to what forward asks of its surroundings; None where it asks nothing.
         """
         same = self.signature == signature and self.fast == fast and not self.refused
-        if not same or (asked is not None and self.ambient[-2] != asked) or not self.capture.guards.fit(shapes):
+        if not same or (asked is not None and self.ambient[-2] != asked):
             return False
-        return not self.spots or self.trusted.get(self.kind(shapes), False)
+        fits = self.capture.guards.fit([leaf.shape for leaf in leaves])
+        return fits and (not self.spots or self.trusted.get(self.kind(leaves), False))
 
     @property
     def mode(self) -> str:

@@ -78,3 +78,14 @@ def test_products_over_segments_need_no_logarithm():
     a = torch.tensor([0.5, 0.0, -2.0, 3.0], dtype=torch.float64)
     expected = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, -2, 1, 0], [0, -6, 3, 1]], dtype=torch.float64)
     assert torch.equal(segment_products(a), expected)
+
+
+def test_a_decay_in_single_precision_leaves_half_precision_as_it_is():
+    spec = Spec(Diagonal(constant=True), Past(), "linear recurrence", ("decay", "input", "initial"))
+    decay, source, start = torch.full((1,), 0.995), torch.rand(200, 3).bfloat16(), torch.zeros(3).bfloat16()
+    operands = {"decay": decay, "input": source, "initial": start}
+    exact, _ = spec.evaluate(**{role: value.double() for role, value in operands.items()})
+    for method in ("scan", "fft", "reference"):
+        states, last = find_lowering(method).build(spec).function(**operands)
+        assert states.dtype == last.dtype == torch.bfloat16, method
+        torch.testing.assert_close(states.double(), exact, rtol=0.01, atol=0.01)

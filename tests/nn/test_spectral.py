@@ -63,6 +63,14 @@ def test_what_it_does_not_take_is_said():
     assert layer(torch.randn(2, 0, 16)).shape == (2, 0, 16)
 
 
+def test_exported_the_length_is_free():
+    layer, axes = _layer().eval(), {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    program = torch.export.export(layer, (torch.randn(2, 9, 16),), dynamic_shapes=(axes,)).module()
+    for length in (4, 15):
+        x = torch.randn(3, length, 16)
+        torch.testing.assert_close(program(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.exhaustive
 def test_time_grows_almost_linearly():
     layer, seconds = _layer(), []

@@ -197,6 +197,8 @@ def test_gradcheck():
 def test_what_does_not_fit_is_said():
     for options, reason in (
         ({"heads": 5}, "do not divide"),
+        ({"heads": 0}, "32 features in 0 heads"),
+        ({"depth": 0}, "0 hidden layers"),
         ({"measure": "best"}, "no measure"),
         ({"kernel": "magic"}, "no kernel"),
         ({"fourier": 0, "features": False}, "of nothing"),
@@ -205,6 +207,21 @@ def test_what_does_not_fit_is_said():
     ):
         with pytest.raises(itnet.InputError, match=reason):
             IntegralTransform(32, **options)
+    layer, x = IntegralTransform(32), torch.randn(2, 9, 32)
+    for given, reason in (
+        ({"x": torch.randn(2, 9, 16)}, r"x has shape \(2, 9, 16\)"),
+        ({"x": torch.randn(9, 32)}, "x has shape"),
+        ({"source": torch.randn(2, 5, 16)}, "source has shape"),
+        ({"source": torch.randn(3, 5, 32)}, "source has shape"),
+        ({"positions": torch.rand(2, 8, 1)}, "positions has shape"),
+        ({"positions": torch.rand(2, 9, 2)}, "positions has shape"),
+        ({"source_positions": torch.rand(2, 8, 1)}, "source_positions has shape"),
+        ({"weights": torch.rand(2, 8)}, "weights has shape"),
+        ({"mask": torch.ones(2, 8, dtype=torch.bool)}, "mask has shape"),
+        ({"mask": torch.ones(2, 8, 9, dtype=torch.bool)}, "mask has shape"),
+    ):
+        with pytest.raises(itnet.InputError, match=reason):
+            layer(**({"x": x} | given))
     with pytest.raises(itnet.InputError, match="no default"):
         IntegralTransform(32, axes=2)(torch.randn(1, 4, 32))
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import itnet
 from itnet_compiler.capture.leaves import leaves_installed
 from itnet_compiler.ir.selective import Selective
+from tests import foreign
 
 PLACE = "transformers.models.of_this_test"
 
@@ -203,3 +204,28 @@ def test_models_of_transformers(name, train):
         torch.testing.assert_close(
             unified(given).last_hidden_state, model(given).last_hidden_state, rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.foreign
+@pytest.mark.exhaustive
+def test_gradients_of_a_long_mamba() -> None:
+    """At 1,024 steps the backward pass of the fallback takes longer than the comparison at capture waits for."""
+    foreign.prepare("transformers")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, state_size=16, use_cache=False
+    )
+    model, tokens = transformers.MambaModel(config).train(), torch.randint(100, (1, 1024))
+    unified = itnet.unify(model, (tokens,))
+    assert [node.origin for node in unified.integrals.values()].count("selective scan") == 2
+
+    def slopes(run: nn.Module) -> tuple[Tensor, ...]:
+        out = run(tokens).last_hidden_state
+        weights = torch.linspace(-1, 1, out.numel()).view(out.shape)
+        return torch.autograd.grad((out * weights).sum(), list(model.parameters()))
+
+    found, wanted = slopes(unified), slopes(model)
+    scale = sum(float(one.square().sum()) for one in wanted) ** 0.5
+    error = sum(float((one - other).square().sum()) for one, other in zip(found, wanted, strict=True)) ** 0.5
+    assert error <= 1e-5 * scale

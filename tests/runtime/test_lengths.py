@@ -39,6 +39,17 @@ class Branching(Fading):
         return torch.stack(states, 1)
 
 
+class Detached(Fading):
+    """Gradients are cut at a step that short graphs do not have; outputs are the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, states = torch.zeros_like(x[:, 0]), []
+        for step in range(x.shape[1]):
+            state = torch.sin(0.9 * (state.detach() if step == 20 else state) + x[:, step])
+            states.append(state)
+        return torch.stack(states, 1)
+
+
 class Other(Fading):
     """Half of the states are returned: their number does not change evenly with the length."""
 
@@ -65,7 +76,7 @@ def test_a_second_length_makes_one_graph_for_all() -> None:
     assert _labels(unified) == ["eval"]
     for length in (12, 9, 40, 13):
         _assert_same(unified, module, torch.randn(2, length, 3))
-    assert _labels(unified) == ["eval", "eval (any length)"]
+    assert _labels(unified) == ["eval", "eval (any length from 9 on)"]
     assert "any length from 9 on" in str(unified.report())
     assert unified.report().to_dict()["loops"][0]["least"] == 9
     _assert_same(unified, module, torch.randn(2, 5, 3))  # shorter than what has been seen: a graph of its own
@@ -93,8 +104,37 @@ def test_a_branch_on_the_step_is_never_missed() -> None:
     unified = itnet.unify(module, torch.randn(2, 9, 3))
     for length in (12, 29, 31):
         _assert_same(unified, module, torch.randn(2, length, 3))
-    assert "train (any length)" in _labels(unified)
+    assert "train (any length from 9 on)" in _labels(unified)
     assert len(_labels(unified)) > 2
+
+
+def test_a_gradient_that_is_cut_is_never_missed() -> None:
+    module = Detached()
+    unified = itnet.unify(module, torch.randn(2, 9, 3))
+    with torch.no_grad():
+        unified(torch.randn(2, 12, 3))
+        unified(torch.randn(2, 24, 3))  # without gradients there is no difference
+    for length in (12, 24):
+        _assert_same(unified, module, torch.randn(2, length, 3))
+
+
+@pytest.mark.exhaustive
+def test_weights_that_want_gradients_later_are_tried_again() -> None:
+    class Scaled(Detached):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * self.scale)
+
+    module = Scaled()
+    unified = itnet.unify(module, torch.randn(2, 9, 3))
+    x = torch.randn(2, 24, 3)
+    unified(torch.randn(2, 12, 3)), unified(x)
+    module.scale.requires_grad_()
+    found, wanted = (torch.autograd.grad(run(x).sum(), module.scale) for run in (unified, module))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_length_that_changes_unevenly_stays_fixed_and_the_reason_is_said() -> None:
@@ -122,13 +162,13 @@ def test_an_axis_of_the_length_is_told_from_another_of_the_same_size() -> None:
     for batch, length in ((9, 12), (2, 33), (1, 17)):
         x, mask = torch.randn(batch, length, 9), torch.rand(batch, length) < 0.5
         torch.testing.assert_close(unified(x, mask), module(x, mask))
-    assert _labels(unified) == ["train", "train (any length)"]
+    assert _labels(unified) == ["train", "train (any length from 9 on)"]
 
 
 def test_a_long_first_call_is_captured_at_short_lengths() -> None:
     module = Fading()
     unified = itnet.unify(module, torch.randn(2, 500, 3))
-    assert _labels(unified) == ["train (any length)"]
+    assert _labels(unified) == ["train (any length from 16 on)"]
     assert unified.report().to_dict()["operators"]["captured"] < 100
     for length in (500, 70, 16):
         _assert_same(unified, module, torch.randn(2, length, 3))
@@ -189,4 +229,4 @@ def test_every_spelling_serves_every_length(name: str) -> None:
         given = program.inputs(length)
         torch.testing.assert_close(unified(*given), module(*given), rtol=1e-4, atol=1e-4)
     in_the_model = name in ("RungeKutta", "Iteration")
-    assert _labels(unified) == (["train"] if in_the_model else ["train", "train (any length)"])
+    assert _labels(unified) == (["train"] if in_the_model else ["train", "train (any length from 9 on)"])

@@ -236,7 +236,8 @@ class _Reader:
             return Number(self._keep(node.target(*node.args, **node.kwargs)))  # type: ignore[operator]
         rule = OPERATORS.get(str(node.target))
         if rule is None:
-            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            seeded = torch.Tag.nondeterministic_seeded
+            random = any(seeded in getattr(near.target, "tags", ()) for near in (node, *node.users))
             raise KernelError(
                 f"{node.target} is no operator that a kernel function can use",
                 remedy="draw random numbers outside and give them in params"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -95,7 +96,7 @@ class _Scans:
         for index, after in enumerate(self.core.body.carried):
             if after == ref:
                 return self.last[index]
-        return self.emit("aten.select.int", self._all(ref), 0, self.core.steps - 1)
+        return self.emit("aten.select.int", self._all(ref), 0, -1)
 
     # ---- what depends on what
 
@@ -134,17 +135,18 @@ class _Scans:
         if key_of(given.meta["val"])[2][1:] != key_of(core.types[Ref("carry", index)])[2]:
             row = self.emit("aten.unsqueeze.default", initial, 0)
             given = self.emit("getitem", self.emit("aten.broadcast_tensors.default", [given, row]), 0)
+        kind = core.types[Ref("carry", index)]
+        if given.meta["val"].dtype != kind.dtype:
+            raise _NotAffine
         if not isinstance(decay, Node):
-            decay = self.emit("aten.new_full.default", initial, [1] * rank, decay)
+            # A number of Python is not rounded to half precision before it is multiplied with.
+            wide = {"dtype": torch.float32} if kind.dtype in (torch.bfloat16, torch.float16) else {}
+            decay = self.emit("aten.new_full.default", initial, [1] * rank, decay, **wide)
         elif form.a.timed:
             decay = self._lifted(decay, rank)
         constant = not form.a.timed
         spec = Spec(Diagonal(constant=constant), Past(), "linear recurrence", ("decay", "input", "initial"))
         operands = {"decay": decay, "input": given, "initial": initial}
-        value = given.meta["val"]
-        kind = core.types[Ref("carry", index)]
-        if value.dtype != kind.dtype:
-            raise _NotAffine
         values = (self.emit.run(lambda v: v.new_empty(v.shape), given), self.emit.run(lambda v: v.clone(), initial))
         self.states[index], self.last[index] = self.emit.pieces(self.integral(spec, operands, values))
         self.timed.setdefault(after, self.states[index])
@@ -179,7 +181,7 @@ class _Scans:
             return self.emit("aten.movedim.int", node, axis, 0) if axis else node
         if ref.kind == "carry":  # the states, one step late
             row = self.emit("aten.unsqueeze.default", self.core.initial[ref.index], 0)
-            kept = self.emit("aten.slice.Tensor", self.states[ref.index], 0, 0, self.core.steps - 1, 1)
+            kept = self.emit("aten.slice.Tensor", self.states[ref.index], 0, 0, -1, 1)
             return self.emit("aten.cat.default", [row, kept], 0)
         if ref.kind != "local" or not self.needs[ref.index] <= set(self.states):
             raise _NotAffine

@@ -213,8 +213,12 @@ def _resized(step: _Step) -> Call | None:
     if not step.alone() or rest or step.call.kwargs:
         return None
     if step.call.name == "expand":
+        if not isinstance(step.steps, int):
+            return None
         return step.with_args(_lift(step, value, len(sizes)), (step.steps, *sizes))
-    return step.with_args(value, (step.steps, *sizes), target="aten.reshape.default")
+    known = isinstance(step.steps, int) or not any(isinstance(size, int) and size == -1 for size in sizes)
+    steps = step.steps if isinstance(step.steps, int) else -1
+    return step.with_args(value, (steps, *sizes), target="aten.reshape.default") if known else None
 
 
 def _flattened(step: _Step) -> Call | None:

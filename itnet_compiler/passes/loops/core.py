@@ -23,7 +23,7 @@ class Core:
 
     Attributes:
         body: One step.
-        steps: Number of steps.
+        steps: Number of steps; symbolic where it is that of an input's axis of any size.
         initial: Carried values before the first step.
         inputs: Whole tensors that are given slice by slice, with the axis of time.
         shared: What every step gets.
@@ -33,7 +33,7 @@ class Core:
     """
 
     body: Body
-    steps: int
+    steps: Any
     initial: list[Node]
     inputs: list[tuple[Node, int]]
     shared: list[Node]

@@ -155,6 +155,9 @@ def _draw(inputs: list[Node], bindings: Any, scale: float) -> dict[Node, Any] | 
     generator = torch.Generator().manual_seed(0)
     drawn: dict[Node, Any] = {}
     for node in inputs:
+        if "graph_module" in node.meta:
+            drawn[node] = node.meta["graph_module"]
+            continue
         value = draw(node.meta.get("val"), bindings, generator)
         if value is None:
             return None

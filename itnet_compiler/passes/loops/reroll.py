@@ -32,6 +32,7 @@ from .cells import as_layer
 from .core import Core
 from .emitter import Emitter, drop_dead
 from .equivalence import check_replacement
+from .given import Given, given_loops
 from .periods import stretches, tokens
 from .rewrite import Realise, Rewrite
 from .rolled import Rolled, roll
@@ -56,6 +57,11 @@ def reroll(graph: Graph, journal: Journal, *, verify: bool, name: Callable[[str]
         name: Makes a unique name for an integral out of what it is called.
     """
     refused: dict[Node, NotALoop] = {}
+    for node in given_loops(graph):
+        try:
+            _rewrite_given(graph, node, journal, verify, name)
+        except Exception as error:
+            refused[node] = error if isinstance(error, NotALoop) else NotALoop(f"the search failed: {error!r}")
     for _ in range(_MOST_LOOPS):
         if not _reroll_one(graph, journal, verify, name, refused):
             break
@@ -170,6 +176,36 @@ def _rewrite(
         drop_dead(rewrite.commit())
         return
     raise failure or NotALoop("nothing can run its core", loop.nodes[0])
+
+
+def _rewrite_given(graph: Graph, node: Node, journal: Journal, verify: bool, name: Callable[[str], str]) -> None:
+    given = Given.read(graph, node)
+    note = "nothing can run its core"
+    for way in _ways():
+        made: list[Integral] = []
+        verification = Verification("skipped", note="verify=False")
+        try:
+            replacement = given.build(_named(way, made, node, name))
+            if replacement is None:
+                continue
+            if verify:
+                verification = check_replacement(replacement)
+        except BaseException:
+            given.emit.undo()
+            raise
+        if verification.status == "failed":
+            given.emit.undo()
+            note = verification.note
+            continue
+        for integral in made:
+            integral.verification = verification
+        names = tuple(one.name for one in replacement.old)
+        label = made[0].name if made else None
+        journal.add(_entry("replaced", node, integral=label, nodes=names, error=verification.error))
+        given.commit(replacement)
+        drop_dead(list(replacement.new))
+        return
+    raise NotALoop(note, node)
 
 
 Maker = Callable[..., Node]

@@ -11,8 +11,8 @@
 Each takes an ``initial`` state (zero where it is None) and returns the outputs of all steps and the state after the
 last one, so that a sequence can be fed in pieces. Decays are factors, not logarithms: a factor may be 0 or negative,
 and nothing is lost where a model computes one otherwise than through exp. Outputs have the dtype that the operands
-promote to; half precision accumulates in float32. Nothing is random and every sum has a fixed order, whatever the
-number of threads.
+promote to, but that a float32 decay leaves half precision what it is; half precision accumulates in float32. Nothing
+is random and every sum has a fixed order, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ LIBRARY.define(
 def _linear_dtype(decay: Tensor, input: Tensor, initial: Tensor | None) -> torch.dtype:
     _check(input.dim() >= 1, "linear_scan: the input has no time axis")
     _check(decay.dim() <= input.dim(), "linear_scan: the decay has more axes than the input")
-    dtype = _promoted(decay, input, initial)
+    dtype = _promoted(input, initial)
+    if not (decay.dtype == torch.float32 and _wide(dtype) == torch.float32):
+        dtype = torch.promote_types(dtype, decay.dtype)
     _check(dtype.is_floating_point or dtype.is_complex, "linear_scan: an integer dtype")
     return dtype
 

@@ -29,6 +29,7 @@ from .block_code import unsupported
 from .block_kernels import PRELUDE, Kind, Reverse, backward_text, forward_text, shared_room
 from .block_sizes import Launch, blocks
 from .evaluated import evaluated
+from .files import write_whole
 from .problem import Gradients, Problem
 
 __all__ = ["backward", "code", "forward", "kernels", "precision", "refusals", "reverse_programs", "wanted_of"]
@@ -51,14 +52,16 @@ def wanted_of(problem: Problem) -> frozenset[str]:
 
 
 def code(problem: Problem) -> str:
-    """The Triton source of all kernels, and the blocks that they run in."""
+    """The Triton source of all kernels, and the blocks that they run in where these are not tuned."""
     kind, exact = _kind(problem), precision(problem)
-    parts = [f"# forward, {blocks(problem.core, 'forward', exact)}\n{PRELUDE}{forward_text(problem.core, kind)}"]
+    parts = [
+        f"# forward, estimated {blocks(problem.core, 'forward', exact)}\n{PRELUDE}{forward_text(problem.core, kind)}"
+    ]
     for what, plan in zip(_BACKWARD, reverse_programs(problem.core, wanted_of(problem)), strict=True):
         side = SOURCE if what == "source" else QUERY
         if side == SOURCE or plan.names_of_rows or plan.names_of_shared:
             text = backward_text(plan.reverse, kind, side)
-            parts.append(f"# gradients: {what}, {blocks(plan.program, what, exact)}\n{text}")
+            parts.append(f"# gradients: {what}, estimated {blocks(plan.program, what, exact)}\n{text}")
     return "\n\n".join(parts)
 
 
@@ -191,9 +194,8 @@ def kernels(text: str) -> ModuleType:
     text = PRELUDE + text
     name = "itnet_tiled_" + hashlib.sha256(text.encode()).hexdigest()[:32]
     file = cache_directory() / "tiled" / f"{name}.py"
-    file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists() or file.read_text(encoding="utf-8") != text:
-        file.write_text(text, encoding="utf-8")
+        write_whole(file, text.encode())
         debug(CODE, "%s", text)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None

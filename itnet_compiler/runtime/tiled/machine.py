@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +14,7 @@ import llvmlite
 from llvmlite import binding as llvm
 
 from ...settings import CODE, cache_directory, debug
+from .files import write_whole
 
 __all__ = ["Written", "compiled", "lanes"]
 
@@ -104,12 +103,8 @@ def _read(file: Path) -> bytes | None:
 
 
 def _write(file: Path, code: bytes) -> None:
-    """Write at once and whole, so that another process never reads half; a full or read-only disk costs time only."""
+    """Keep the code; a full or read-only disk costs time only."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(code)
-        Path(name).replace(file)
+        write_whole(file, code)
     except OSError as error:
         debug(CODE, "compiled code is not kept: %s", error)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import InputError
 from ...ir.pair.adjoint import Adjoint, adjoint
-from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
+from ...ir.pair.program import QUERY, SHARED, SIDES, SOURCE, Program
 from .backends import backend
 from .problem import Gradients, Problem, wide
 
@@ -154,10 +155,28 @@ def _problem(
     after: int,
 ) -> Problem:
     core, dtype = Program.parse(program), wide(value.dtype)
+    batch, heads, sources, _ = value.shape
+    if core.values[core.outputs[0]].size not in (1, heads):
+        raise InputError(f"values of {heads} heads do not fit a kernel of {core.values[core.outputs[0]].size}")
     given: dict[int, dict[str, Tensor]] = {}
-    for side, tensors in ((QUERY, query), (SOURCE, source), (SHARED, shared)):
-        names = [item.name for item in core.inputs if item.side == side]
-        given[side] = {name: tensor.to(dtype) for name, tensor in zip(names, tensors, strict=True)}
+    for side, tensors, lead in (
+        (QUERY, query, (batch, queries)),
+        (SOURCE, source, (batch, sources)),
+        (SHARED, shared, ()),
+    ):
+        items = [item for item in core.inputs if item.side == side]
+        for item, tensor in zip(items, tensors, strict=True):
+            if tensor.shape != (*lead, *item.shape):
+                raise InputError(
+                    f"what is computed of the {SIDES[side]} has shape {tuple(tensor.shape)}, the kernel takes"
+                    f" {(*lead, *item.shape)}",
+                    remedy="positions, features and parameters have other widths or lengths than the kernel has",
+                )
+        given[side] = {item.name: tensor.to(dtype) for item, tensor in zip(items, tensors, strict=True)}
+    if mask is not None and not (
+        mask.dim() == 3 and mask.shape[0] in (1, batch) and mask.shape[1] in (1, queries) and mask.shape[2] == sources
+    ):
+        raise InputError(f"a mask of {tuple(mask.shape)}", remedy=f"give ({batch} or 1, {queries} or 1, {sources})")
     return Problem(
         core,
         value.to(dtype),

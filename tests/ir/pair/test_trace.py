@@ -54,6 +54,10 @@ def _draws(pos_q, pos_k, feat_q, feat_k):
     return feat_q + torch.randn(6)
 
 
+def _drops(pos_q, pos_k, feat_q, feat_k):
+    return nn.functional.dropout(feat_q, 0.5)
+
+
 def _does_not_fit(pos_q, pos_k, feat_q, feat_k):
     return feat_q + feat_k
 
@@ -99,6 +103,7 @@ def _writes_out(pos_q, pos_k, feat_q, feat_k):
         (_decides, "torch.where", 1),
         (_sorts, "aten.sort.default is no operator", 1),
         (_draws, "draw random numbers outside", 1),
+        (_drops, "draw random numbers outside", 1),
         (_does_not_fit, "does not run on one pair", 1),
         (_is_a_matrix, "one number a head", 1),
         (_is_no_tensor, "returns list, not a tensor", 0),

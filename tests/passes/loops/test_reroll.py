@@ -158,3 +158,25 @@ def test_the_reason_why_not_is_in_the_report() -> None:
     module, inputs = _made(NEAR_MISSES["StepCounts"], SHORT)
     unified = itnet.unify(module, inputs)
     assert "unevenly" in str(unified.explain(""))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.exhaustive)])
+def test_a_number_is_not_rounded_to_half_precision(dtype: torch.dtype) -> None:
+    """0.995 is 0.9961 in bfloat16: a sum over many steps would be another one."""
+
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            state, states = torch.zeros_like(x[:, 0]), []
+            for t in range(x.shape[1]):
+                state = 0.995 * state + x[:, t]
+                states.append(state)
+            return torch.stack(states, 1), state
+
+    x = torch.rand(2, 200, 3).to(dtype)
+    unified = itnet.unify(Slow(), x)
+    (node,) = unified.integrals.values()
+    assert node.origin == "linear recurrence"
+    assert not any("original code" in note for note in unified.report().notes())
+    for found, exact in zip(unified(x), Slow()(x.double()), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), exact, rtol=0.01, atol=0.01)

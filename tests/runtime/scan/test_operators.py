@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from itnet_compiler.runtime.scan import backends, eager
 from itnet_compiler.runtime.scan.backends import available
@@ -216,7 +217,6 @@ def test_decays_of_zero_and_below_are_factors_like_others():
 
 def test_memory_of_a_forward_pass_does_not_grow_with_states():
     """Nothing of [batch, channels, time, states] is made: the operands, the result and the state."""
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
         elements = 0
@@ -232,6 +232,45 @@ def test_memory_of_a_forward_pass_does_not_grow_with_states():
     with Largest() as largest:
         ops.selective_scan(*operands)
     assert largest.elements <= 2 * 40 * 16
+
+
+class Made(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators make, but for views and what they return at last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for one in torch.utils._pytree.tree_leaves(result):
+            if isinstance(one, Tensor):
+                self.storages[one.untyped_storage().data_ptr()] = one.untyped_storage()
+        return result
+
+    def beyond(self, *known: Tensor) -> int:
+        """Bytes of what is none of ``known``."""
+        ours = {one.untyped_storage().data_ptr() for one in known}
+        return sum(one.nbytes() for place, one in self.storages.items() if place not in ours)
+
+
+@compiled
+def test_memory_beyond_operands_and_results():
+    """Forward nothing that grows with time; backward a state in 64 steps, apart from what compiled code keeps."""
+    from itnet_compiler.runtime.scan import cpu
+
+    for time in (64, 512):
+        batch, channels, states = 2, 256, 16
+        u, delta, A, *_ = _selective(batch, channels, time, states, torch.float32)
+        B, C = (torch.randn(batch, time, states).transpose(1, 2) for _ in range(2))  # as projections come
+        state = batch * channels * states * 4
+        with Made() as made:
+            y, last = cpu.selective_scan(u, delta, A, B, C, None)
+        assert made.beyond(u, delta, A, B, C, y, last) <= state
+        operands = (y, last, u, delta, A, B, C, torch.zeros(batch, channels, states))
+        with Made() as made:
+            found = cpu.selective_scan_backward(*operands)
+        assert made.beyond(*operands, *found) <= 2 * state * (time // 64 + 1)
 
 
 def test_what_does_not_fit_is_refused():

@@ -71,15 +71,15 @@ def bench(call, quantiles):
     tried.append(call)
     return [len(tried) % 4 != 0] * 3
 block_sizes.bench, block_sizes.tuned = bench, lambda tensor: True
-check(network(hidden=5, waves=3, heads=2), (5, 9), normalise=True)
+check(network(hidden=5, waves=3, heads=1), (3, 5), normalise=True)
 assert len(tried) == 4 * 4, len(tried)
 """
 FEW = """
 check(network(), (7, 20))
 check(relaxed(heads=2, width=5), (9, 20), normalise=True, masked=True)
-check(network(heads=20), (1, 1), before=0, after=0, width=1)
 """
 MORE = """
+check(network(heads=20), (1, 1), before=0, after=0, width=1)
 check(network(hidden=5, waves=3, heads=2, depth=2), (17, 9), normalise=True, before=3, after=0)
 check(network(), (20, 33), normalise=True, masked=True)
 check(network(), (9, 20), dtype=torch.float16)  # the interpreter gets bfloat16 products wrong
@@ -229,12 +229,14 @@ def test_what_a_block_cannot_hold_is_refused_with_a_reason():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("domain", [Keys(), Keys(causal=True), Band(9, 2)], ids=str)
-@pytest.mark.parametrize("normalise", [False, True])
-def test_on_a_device(normalise, domain, dtype):
+@pytest.mark.parametrize(
+    "kernel", [Mlp(), Mlp(normalise=True), Mlp(normalise=True, base=True)], ids=["plain", "normalised", "relaxed"]
+)
+def test_on_a_device(kernel, domain, dtype):
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
-    roles = Mlp.samples()[0].spec.operands
-    sample = Mlp(normalise=normalise)._sample(domain, roles, lengths=(300, 257), width=16, hidden=32)
+    roles = Mlp.samples()[0].spec.operands + (("base_query", "base_source", "gate") if kernel.base else ())
+    sample = kernel._sample(domain, roles, lengths=(300, 257), width=16, hidden=32)
     results = []
     for name, kind in (("tiled", dtype), ("reference", torch.float64)):
         operands = sample.operands(dtype, torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import itnet_compiler  # noqa: F401  (registers the operators)
+from itnet_compiler.errors import InputError
 from itnet_compiler.ir.domain import Band, Keys
 from itnet_compiler.ir.mlp import Mlp
 from itnet_compiler.ir.pairwise import Pairwise
@@ -168,3 +169,21 @@ def test_the_same_bits_every_time():
         output.sum().backward()
         runs.append([output, *(leaf.grad for leaf in leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_what_does_not_fit_the_program_is_refused_before_memory_is_read():
+    spec, operands = _network(dtype=torch.float32)
+    batch, queries, axes = operands["query_position"].shape
+    sources = operands["value"].shape[2]
+    for role, tensor in (
+        ("mask", torch.ones(batch, queries, sources - 1, dtype=torch.bool)),
+        ("mask", torch.ones(batch, queries + 1, sources, dtype=torch.bool)),
+        ("query_position", torch.rand(batch, queries, axes + 1)),
+        ("source_position", torch.rand(1, sources - 1, axes)),
+        ("value", torch.rand(batch, 7, sources, 4)),
+    ):
+        # What the program cannot even be written for, or torch not multiply, is refused by these.
+        with pytest.raises((InputError, RuntimeError, ValueError)) as error:
+            _tiled(spec)(**(operands | {role: tensor}))
+        if role in ("mask", "value"):
+            assert isinstance(error.value, InputError)

@@ -10,17 +10,23 @@ from torch import Tensor
 from . import matrix, selective
 from .compile import run
 from .lanes import LANES
-from .linear import linear_scan
+from .linear import line, linear_scan
 
 __all__ = ["linear_scan", "matrix_scan", "matrix_scan_backward", "selective_scan", "selective_scan_backward"]
 
-# Sums over channels are made in at most so many parts, whatever the number of threads, to have one order.
-_PARTS = 16
+# Sums over channels are made in at most so many parts, whatever the number of threads, to have one order; a part has at
+# least so many channels, or what is summed would take more memory than the states that a backward pass keeps.
+_PARTS, _CHANNELS = 16, 128
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:
     """All contiguous: for every other layout of any of them the code would be compiled again."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+def _flat(*tensors: Tensor) -> list[Any]:
+    """Each where it lies, as a flat array and its strides: no layout needs a copy."""
+    return [value for tensor in tensors for value in (line(tensor), tensor.stride())]
 
 
 def selective_scan(
@@ -31,7 +37,7 @@ def selective_scan(
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     blocks = u.shape[0] * -(-u.shape[1] // LANES)
     if y.numel():
-        run(selective.forward, blocks, *_arrays(u, delta, A, *_by_time(B, C), state, y))
+        run(selective.forward, blocks, *_flat(u, delta), *_arrays(A, *_by_time(B, C), state, y))
     return y, state
 
 
@@ -51,14 +57,14 @@ def selective_scan_backward(
 ) -> tuple[Tensor, ...]:
     """As ``eager.selective_scan_backward``."""
     batch, channels, time = u.shape
-    parts = max(1, min(_PARTS, -(-channels // LANES)))
+    parts = max(1, min(_PARTS, -(-channels // _CHANNELS)))
     dstate = grad_last.contiguous().clone()
     du, ddelta = (torch.empty_like(one, memory_format=torch.contiguous_format) for one in (u, delta))
     dA = u.new_zeros((batch, *A.shape))
     dB, dC = (u.new_zeros((batch, parts, time, A.shape[1])) for _ in range(2))
-    operands = (grad, u, delta, A, *_by_time(B, C), initial)
+    rest = (A, *_by_time(B, C), initial, dstate, du, ddelta, dA, dB, dC)
     if u.numel():
-        run(selective.backward, batch * parts, *_arrays(*operands, dstate, du, ddelta, dA, dB, dC), parts)
+        run(selective.backward, batch * parts, *_flat(grad, u, delta), *_arrays(*rest), parts)
     return du, ddelta, dA.sum(0), dB.sum(1).transpose(1, 2).contiguous(), dC.sum(1).transpose(1, 2).contiguous(), dstate
 
 

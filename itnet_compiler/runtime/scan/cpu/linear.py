@@ -15,7 +15,7 @@ from torch import Tensor
 from .compile import jit, run
 from .lanes import LANES, fill, load_from, store_to
 
-__all__ = ["linear_scan"]
+__all__ = ["line", "linear_scan"]
 
 COLUMNS = 512
 
@@ -39,7 +39,7 @@ def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: b
     steps = [one.stride(0) for one in (factors, source, target)]
     layout = (shape[0], outer, inner, *(number for pair in zip(steps, strides, strict=True) for number in pair))
     kernel = scan_complex if input.is_complex() else scan
-    arrays = [_line(one) for one in (factors, source, state, target)]
+    arrays = [line(one) for one in (factors, source, state, target)]
     run(kernel, outer * -(-inner // COLUMNS), *arrays, layout, spread, reverse)
     return states if target is states else states.copy_(target), state
 
@@ -49,7 +49,7 @@ def _is_one(decay: Tensor) -> bool:
     return not any(decay.stride()[1:])
 
 
-def _line(tensor: Tensor) -> Any:
+def line(tensor: Tensor) -> Any:
     """The numbers from the first one of a tensor to its last one, as a flat array."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.detach().as_strided((last + 1,), (1,)).numpy()

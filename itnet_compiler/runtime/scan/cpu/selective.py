@@ -16,14 +16,16 @@ CHUNK = 64
 
 
 @part
-def _load_steps(tile, source, first, start, steps):
-    """tile[t, lane] = source[first + lane, start + t]; 0 where there is no channel."""
-    width = min(LANES, source.shape[0] - first)
-    part = source[first : first + width, start : start + steps]
+def _load_steps(tile, source, strides, batch, first, width, start, steps):
+    """tile[t, lane] = source[batch, first + lane, start + t]; 0 from lane ``width`` on.
+
+    ``source`` is flat; ``strides`` are those of (batch, channel, time).
+    """
+    along = strides[2]
     for lane in range(width):
-        row = part[lane]
+        place = batch * strides[0] + (first + lane) * strides[1] + start * along
         for t in range(steps):
-            tile[t, lane] = row[t]
+            tile[t, lane] = source[place + t * along]
     if width < LANES:
         tile[:, width:] = 0
 
@@ -56,23 +58,24 @@ def _store_states(tile, target, first):
 
 
 @jit
-def forward(u, delta, A, B, C, state, y, start, stop):
+def forward(u, u_strides, delta, delta_strides, A, B, C, state, y, start, stop):
     """Blocks ``start`` to ``stop`` of (batch, block of channels); ``state`` [Bt, D, N] goes from first to last.
 
-    u, delta, y [Bt, D, T]; B, C [Bt, T, N].
+    u, delta [Bt, D, T], flat with their strides; y [Bt, D, T]; B, C [Bt, T, N].
     """
-    channels, time, states = u.shape[1], u.shape[2], A.shape[1]
+    channels, time, states = y.shape[1], y.shape[2], A.shape[1]
     blocks = (channels + LANES - 1) // LANES
     a, h = np.empty((states, LANES), u.dtype), np.empty((states, LANES), u.dtype)
     tile_u, tile_delta = np.empty((CHUNK, LANES), u.dtype), np.empty((CHUNK, LANES), u.dtype)
     for task in range(start, stop):
         batch, first = task // blocks, task % blocks * LANES
+        width = min(LANES, channels - first)
         _load_states(a, A, first)
         _load_states(h, state[batch], first)
         for begin in range(0, time, CHUNK):
             steps = min(CHUNK, time - begin)
-            _load_steps(tile_u, u[batch], first, begin, steps)
-            _load_steps(tile_delta, delta[batch], first, begin, steps)
+            _load_steps(tile_u, u, u_strides, batch, first, width, begin, steps)
+            _load_steps(tile_delta, delta, delta_strides, batch, first, width, begin, steps)
             _advance(h, a, tile_u, tile_delta, B[batch, begin : begin + steps], C[batch, begin : begin + steps])
             _store_steps(tile_u, y[batch], first, begin, steps)
         _store_states(h, state[batch], first)
@@ -130,13 +133,16 @@ def _retreat(g, visited, factors, a, da, tile_u, tile_delta, tile_grad, B, C, dB
 
 
 @jit
-def backward(grad, u, delta, A, B, C, initial, dstate, du, ddelta, dA, dB, dC, parts, start, stop):
-    """Parts ``start`` to ``stop`` of (batch, part of the blocks of channels).
+def backward(
+    grad, grad_strides, u, u_strides, delta, delta_strides, A, B, C, initial, dstate, du, ddelta, dA, dB, dC, parts,
+    start, stop,
+):  # fmt: skip
+    """Parts ``start`` to ``stop`` of (batch, part of the blocks of channels); operands as those of ``forward``.
 
     ``dstate`` [Bt, D, N] goes from the gradient of the last state to that of the first; dA is [Bt, D, N], dB and dC
     [Bt, parts, T, N]: what is summed over batches or channels has a place of its own for each part.
     """
-    channels, time, states = u.shape[1], u.shape[2], A.shape[1]
+    channels, time, states = du.shape[1], du.shape[2], A.shape[1]
     blocks, chunks, dtype = (channels + LANES - 1) // LANES, (time + CHUNK - 1) // CHUNK, u.dtype
     a, da, g = np.empty((states, LANES), dtype), np.empty((states, LANES), dtype), np.empty((states, LANES), dtype)
     tile_u, tile_delta = np.empty((CHUNK, LANES), dtype), np.empty((CHUNK, LANES), dtype)
@@ -148,21 +154,22 @@ def backward(grad, u, delta, A, B, C, initial, dstate, du, ddelta, dA, dB, dC, p
         batch, part = task // parts, task % parts
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
             first = block * LANES
+            width = min(LANES, channels - first)
             _load_states(a, A, first)
             _load_states(starts[0], initial[batch], first)
             da[:] = 0
             for chunk in range(chunks):
                 begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, time)
                 starts[chunk + 1] = starts[chunk]
-                _load_steps(tile_u, u[batch], first, begin, end - begin)
-                _load_steps(tile_delta, delta[batch], first, begin, end - begin)
+                _load_steps(tile_u, u, u_strides, batch, first, width, begin, end - begin)
+                _load_steps(tile_delta, delta, delta_strides, batch, first, width, begin, end - begin)
                 _skip(starts[chunk + 1], a, tile_u, tile_delta, B[batch, begin:end])
             _load_states(g, dstate[batch], first)
             for chunk in range(chunks - 1, -1, -1):
                 begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, time)
-                _load_steps(tile_u, u[batch], first, begin, end - begin)
-                _load_steps(tile_delta, delta[batch], first, begin, end - begin)
-                _load_steps(tile_grad, grad[batch], first, begin, end - begin)
+                _load_steps(tile_u, u, u_strides, batch, first, width, begin, end - begin)
+                _load_steps(tile_delta, delta, delta_strides, batch, first, width, begin, end - begin)
+                _load_steps(tile_grad, grad, grad_strides, batch, first, width, begin, end - begin)
                 visited[:states] = starts[chunk]
                 b, c = B[batch, begin:end], C[batch, begin:end]
                 _replay(visited, factors, a, tile_u, tile_delta, b)
