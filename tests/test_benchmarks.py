@@ -195,7 +195,7 @@ def test_zoo_document():
         _record("timm/good"),
         _record("timm/apart", captured="3 parts", share=0.5, reasons=[divided, divided]),
         _record("transformers/left@eager", softmax_found=1, softmax_left=1, softmax_reasons=refused),
-        _record("transformers/wrong", equal=False, forward_error=0.5, gradient_error=0.25),
+        _record("transformers/wrong", equal=False, forward_error=0.5, gradient_error=0.25, fused_error_gradients=0.125),
         _record("transformers/late", status="failed", error="time limit of 300 s at the stage: unify"),
         _record("transformers/broken", status="does not run", error="ValueError: a | b"),
         _record("transformers/thin", coverage=0.5, unmatched=[[4, "cumsum", "cumsum over a position axis"]]),
@@ -209,6 +209,7 @@ def test_zoo_document():
     assert "| transformers | 4 (1 more do not run) | 2 of 4 (50.0%) |" in page
     assert "| transformers/left@eager | 1 softmax block left: 1× fuse_attention: the mask is learned" in page
     assert "| transformers/wrong | differs by 5.0e-01" in page
+    assert "1.2e-01 of the network with torch's fused attention" in page
     assert "a \\| b" in page
     assert "| takes a size | 1 | timm/apart |" in page
     assert "coverage 50%: 4× `cumsum`" in page

@@ -82,7 +82,7 @@ class Examiner:
             stage = record.get("stage", "start")
             status = "does not run" if stage in ("build", "original") else "failed"
             record |= {"status": status, "error": f"{_how(ended, last, seconds)} at the stage: {stage}"}
-        return record | {"wall_seconds": took}
+        return record | {"wall_seconds": took, "processor_seconds": ended["cpu"]}
 
     def close(self) -> None:
         """End the process that forks."""
@@ -179,8 +179,7 @@ def main(libraries: Sequence[str]) -> int:
                 os.close(answers.fileno())
                 _examine(order["name"], order["target"], order["said"])
             _say(answers, process=process)
-            code, late = _waited(process, order["seconds"])
-            _say(answers, code=code, late=late)
+            _say(answers, **_waited(process, order["seconds"]))
     return 0
 
 
@@ -222,15 +221,22 @@ def _examine(name: str, target: str, said: str) -> None:
         os._exit(code)
 
 
-def _waited(process: int, seconds: float) -> tuple[int, bool]:
-    """Exit code, and whether it took too long. Counted in naps: while a run is stopped, no time passes for it."""
+def _waited(process: int, seconds: float) -> dict[str, Any]:
+    """Exit code, processor time, and whether it took too long.
+
+    That is counted in naps: while a run is stopped, no time passes for it.
+    """
+    late = True
     for _ in range(int(seconds / _NAP)):
-        found, status = os.waitpid(process, os.WNOHANG)
+        found, status, used = os.wait4(process, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status), False
+            late = False
+            break
         time.sleep(_NAP)
-    os.kill(process, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), True
+    if late:
+        os.kill(process, signal.SIGKILL)
+        _, status, used = os.wait4(process, 0)
+    return {"code": os.waitstatus_to_exitcode(status), "late": late, "cpu": round(used.ru_utime + used.ru_stime, 1)}
 
 
 def _say(answers: IO[str], **answer: Any) -> None:

@@ -29,11 +29,13 @@ _TOTALS = (
 # Mixing coverage, and share of the parameters in graphs, below which a network is listed with what is missing.
 _COVERED = 0.95
 
-# Of a reason for parts: "eval mode, x: float32[·,·], mask=None: ", a place in a file.
+# Of a reason for parts: "eval mode, x: float32[·,·], mask=None: ", a place in a file, the number of a node.
 _CALL = re.compile(
     r"^(?:eval|train)(?: mode)?(?: \d+)?[,:] (?:[\w.*]+(?:: (?:container|\w+\[[^\]]*\])|=[^:]+?)(?:, |: ))*"
 )
 _PLACE = re.compile(r" \[[^\[\]]*:\d+\]")
+_NUMBER = re.compile(r"\b([a-z_]+)_\d+\b")
+_WHOSE = {"": "unified", "own_": "of the network", "fused_": "of the network with torch's fused attention"}
 _LONGEST, _NAMED = 160, 6
 
 _HEAD = """# Models
@@ -61,11 +63,17 @@ def shortfall(record: Record) -> str:
     lacks = []
     if not record["equal"]:
         lacks.append(f"differs by {record['forward_error']:.1e} and {record['gradient_error']:.1e} in the gradients")
+        errors = [(record.get(f"{who}error_gradients"), whose) for who, whose in _WHOSE.items()]
+        said = ", ".join(f"{error:.1e} {whose}" for error, whose in errors if error is not None)
+        lacks += [f"Against float64 the gradients have errors of {said}"] if said else []
     if record["share"] < _COVERED:
         reasons = "; ".join(list(dict.fromkeys(map(_plain, record["reasons"])))[:2])
         lacks.append(f"{record['share']:.0%} of the parameters captured: {reasons}")
     if record["softmax_left"]:
-        reasons = "; ".join(f"{number}× {reason}" for reason, number in record["softmax_reasons"])
+        known: Counter[str] = Counter()
+        for reason, number in record["softmax_reasons"]:
+            known[_NUMBER.sub(r"\1", _PLACE.sub("", reason))] += number
+        reasons = "; ".join(f"{number}× {reason}" for reason, number in known.most_common())
         lacks.append(f"{_plural(record['softmax_left'], 'softmax block')} left: {reasons}")
     elif record["coverage"] < _COVERED:
         found = [f"{number}× `{operator}` ({reason})" for number, operator, reason in record["unmatched"][:3]]

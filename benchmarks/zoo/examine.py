@@ -33,7 +33,7 @@ __all__ = ["EQUAL", "examine", "revision"]
 
 # Relative L2 up to which nothing more is asked; beyond it, twice the original's own error in float32, and this little.
 EQUAL, _TWICE, _LITTLE = 1e-5, 2.0, 1e-6
-_TIMED_SECONDS = 1.5
+_TIMED_SECONDS, _MOST_TURNS = 1.5, 100
 _ATTENTION = ("softmax", "scaled_dot_product_attention", "_scaled_dot_product")
 _RULE = "attention_by_hand"
 # Said of a product that is not the one after the softmax, and of a softmax whose product refuses with another reason.
@@ -79,7 +79,7 @@ def examine(name: str, note: Callable[[Record], None] = lambda record: None) -> 
         stage("report")
         record |= _recognised(unified)
         stage("unified")
-        record |= _compared(network, original, _Results(unified, *network[1:]), record["own_repeat"], stage)
+        record |= _compared(name, network, original, _Results(unified, *network[1:]), record["own_repeat"], stage)
         stage("time")
         record["time_ratio"] = _time_ratio(network, unified)
     except Exception as error:
@@ -188,11 +188,12 @@ def _difference(true: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 
 def _compared(
-    network: Any, original: _Results, unified: _Results, repeat: float, stage: Callable[[str], None]
+    name: str, network: Any, original: _Results, unified: _Results, repeat: float, stage: Callable[[str], None]
 ) -> Record:
     """Errors forwards and backwards, and whether they are within the bar.
 
-    A network that differs from itself by ``repeat``, under one seed, is asked for no more than twice that.
+    A network that differs from itself by ``repeat``, under one seed, is asked for no more than twice that. Beside the
+    errors of one with attention written out are those of the same network with torch's fused attention.
     """
     forward = _difference(original.outputs, unified.outputs)
     backward = _difference(original.gradients, unified.gradients)
@@ -205,10 +206,11 @@ def _compared(
         exact = _Results(copy.deepcopy(network[0]).double(), *_double(network[1:]))
     except Exception as error:  # a network that fixes its type somewhere
         return record | {"float64": _said(error)}
+    fused = _Results(*catalog.build(name.removesuffix(catalog.EAGER))) if name.endswith(catalog.EAGER) else original
     for kind in ("outputs", "gradients"):
         true = getattr(exact, kind)
-        own, ours = (_difference(true, getattr(one, kind)) for one in (original, unified))
-        record |= {f"own_error_{kind}": own, f"error_{kind}": ours}
+        own, ours, library = (_difference(true, getattr(one, kind)) for one in (original, unified, fused))
+        record |= {f"own_error_{kind}": own, f"error_{kind}": ours, f"fused_error_{kind}": library}
     record["equal"] = all(
         record[f"error_{kind}"] <= _TWICE * record[f"own_error_{kind}"] + _LITTLE for kind in ("outputs", "gradients")
     )
@@ -269,7 +271,7 @@ def _time_ratio(network: Any, unified: nn.Module) -> float:
     model, args, kwargs = network
     ratios: list[float] = []
     begun = time.perf_counter()
-    for turn in range(12):
+    for turn in range(_MOST_TURNS):
         times = [_timed(one, args, kwargs) for one in ((model, unified) if turn % 2 else (unified, model))]
         ratios.append(times[1] / times[0] if turn % 2 else times[0] / times[1])
         if time.perf_counter() - begun > _TIMED_SECONDS and turn > 2:

@@ -43,6 +43,10 @@ _CHUNKWISE = dict(
     step_kernel="native",
 )
 
+_SEGMENT = dict(
+    vision_config=dict(fpn_hidden_size=128, backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]]),
+    prompt_encoder_config=dict(hidden_size=128),
+)
 _PYRAMID = dict(neck_hidden_sizes=[8, 16, 32, 64], backbone_config=dict(num_hidden_layers=4, out_indices=[1, 2, 3, 4]))
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -52,7 +56,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": dict(num_heads=8, head_dim=16, hidden_size=64, state_size=16, n_groups=2, chunk_size=16),
     "rwkv": dict(hidden_size=64, attention_hidden_size=64, intermediate_size=128),
     "jamba": _EVERY_SECOND | dict(expert_layer_period=2, expert_layer_offset=1, mamba_d_state=8),
-    "bamba": _GROUPED | _SSM | dict(attn_layer_indices=[1], mamba_n_groups=1, layer_types=["mamba", "attention"]),
+    "bamba": _GROUPED | _SSM | dict(attn_layer_indices=[1], mamba_n_groups=1),
     "zamba": _HEADS | _HYBRID | _EVERY_SECOND | dict(attention_hidden_size=128, num_key_value_heads=4, n_mamba_heads=2),
     "zamba2": _HEADS
     | _HYBRID
@@ -94,8 +98,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "informer": _SERIES,
     "patchtst": _PATCHED_SERIES,
     "patchtsmixer": _PATCHED_SERIES,
+    "sam2": _SEGMENT,
+    "sam2_video": _SEGMENT,
     "depth_anything": _PYRAMID,
     "prompt_depth_anything": _PYRAMID,
+    "tipsv2_dpt": _PYRAMID,
+    "zoedepth": _PYRAMID,
     "csm": dict(codec_config=dict(upsample_groups=1)),
     "lw_detr": dict(projector_scale_factors=[1.0], num_feature_levels=1)
     | dict(backbone_config=dict(num_windows=4, num_windows_side=2, window_block_indices=[0])),
@@ -110,7 +118,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 # Attributes that follow from others, and must not be given.
 DROPPED: dict[str, tuple[str, ...]] = {
-    "bamba": ("layers_block_type",),
+    "bamba": ("layers_block_type", "layer_types"),
     "granitemoehybrid": ("layers_block_type",),
     "autoformer": ("feature_size",),
     "informer": ("feature_size",),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import time
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ _NOT_OPTIONS = frozenset(
 # Their random choices come from Python's and NumPy's generators, which no seed of torch reaches.
 _FIXED = {"apply_spec_augment": False, "layerdrop": 0.0, "use_cache": False}
 _MOST_PARAMETERS = 200_000_000
+# Seconds of processor time after which no smaller or larger version is tried.
+_PATIENCE = 40.0
 
 
 def names() -> list[str]:
@@ -66,7 +69,10 @@ def build(name: str, attention: str) -> Built:
 
     transformers.logging.set_verbosity_error()
     failures: list[Exception] = []
+    begun = time.process_time()
     for policy in Policy:
+        if time.process_time() - begun > _PATIENCE:
+            break
         try:
             model = _model(name, policy, attention)
         except Exception as error:  # whatever a type says to sizes that do not belong together

@@ -140,7 +140,7 @@ class _Inputs:
 
     def _image(self) -> Tensor:
         channels, size = self._channels(), self._size()
-        if any(part in self.name for part in ("video", "timesformer", "vivit")):
+        if any(part in self.name for part in ("video", "timesformer", "vivit", "xclip")):
             return self._video()
         if "seggpt" in self.name:  # a prompt and an image, one above the other
             size = (size[0] // 2, size[1])

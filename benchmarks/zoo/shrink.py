@@ -78,7 +78,9 @@ def shrink(options: dict[str, Any], policy: Policy) -> None:
             if key not in _LEAVE and all(isinstance(name, str) for name in value):  # others are tables
                 shrink(value, policy)
         elif isinstance(value, (list, tuple)):
-            if old_depth and old_depth > 4 and len(value) == old_depth and key not in _KINDS_OF_LAYERS:
+            if key == "image_size" and narrow and all(map(_is_number, value)):
+                options[key] = [_side(size, options) for size in value]
+            elif old_depth and old_depth > 4 and len(value) == old_depth and key not in _KINDS_OF_LAYERS:
                 distinct = _distinct(value)
                 options[key] = distinct if len(distinct) == depth else list(value[:depth])
         elif not _is_number(value):
@@ -101,10 +103,8 @@ def shrink(options: dict[str, Any], policy: Policy) -> None:
             options[key] = max(8, round(value * ratio))
         elif key == "head_dim" and policy is Policy.WIDTHS:
             options[key] = 16
-        elif key == "image_size" and value > 64 and narrow:
-            patch = options.get("patch_size")
-            patch = patch if isinstance(patch, int) and patch else 16
-            options[key] = max(2 * patch, 64 // patch * patch)
+        elif key == "image_size" and narrow:
+            options[key] = _side(value, options)
         elif key == "n_groups" and value > 2 and narrow:
             options[key] = 2
         else:
@@ -112,6 +112,13 @@ def shrink(options: dict[str, Any], policy: Policy) -> None:
     if old_depth and old_depth > depth:
         _fewer_stages(options, depth)
     _move_special_tokens(options)
+
+
+def _side(size: int, options: dict[str, Any]) -> int:
+    """At most 64, a multiple of the patch, two patches at least."""
+    patch = options.get("patch_size")
+    patch = patch if isinstance(patch, int) and patch else 16
+    return max(2 * patch, 64 // patch * patch) if size > 64 else size
 
 
 def _fewer_stages(options: dict[str, Any], depth: int) -> None:
