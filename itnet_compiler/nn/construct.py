@@ -77,6 +77,7 @@ def from_conv(layer: nn.Conv1d) -> IntegralTransform:
     found = _transform(
         outputs * size, size, taps, {"offsets": offsets}, source_dim=inputs, window=(before, reach - before)
     )
+    found.query_dim = inputs  # the kernel does not look at them
     found.value.weight = nn.Parameter(layer.weight.detach().permute(2, 0, 1).reshape(size * outputs, inputs).clone())
     found.out = _HeadSum(size, layer.bias)
     return found

@@ -88,7 +88,7 @@ class IntegralTransform(nn.Module):
         if measure not in _MEASURES:
             raise InputError(f"there is no measure {measure!r}", remedy=f"choose one of {', '.join(_MEASURES)}")
         source_dim = dim if source_dim is None else source_dim
-        self.dim, self.source_dim, self.heads, self.axes = dim, source_dim, heads, axes
+        self.dim, self.query_dim, self.source_dim, self.heads, self.axes = dim, dim, source_dim, heads, axes
         self.measure, self.method = measure, method
         if kernel == "spectral+local" and window is None:
             window = 8
@@ -194,7 +194,7 @@ class IntegralTransform(nn.Module):
         """Raise ``InputError`` where a tensor has another shape than the layer takes."""
         batch, queries, sources = x.shape[0], x.shape[1], source.shape[1]
         wanted: list[tuple[str, Tensor | None, tuple[tuple[int, ...], ...]]] = [
-            ("x", x, ((batch,), (queries,), (self.dim,))),
+            ("x", x, ((batch,), (queries,), (self.query_dim,))),
             ("source", source, ((batch,), (sources,), (self.source_dim,))),
             ("positions", positions, ((1, batch), (queries,), (self.axes,))),
             ("source_positions", source_positions, ((1, batch), (sources,), (self.axes,))),
