@@ -17,7 +17,7 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Record", "opened"]
+__all__ = ["Record", "contents", "opened"]
 
 _LITERALS = (
     type(None),
@@ -33,7 +33,6 @@ _LITERALS = (
     torch.device,
     torch.layout,
     torch.memory_format,
-    torch.Size,
 )
 _LEAVES = (Tensor, SymInt, SymFloat, SymBool)
 _NEVER = (nn.Module, types.FunctionType, types.MethodType, types.ModuleType, types.BuiltinFunctionType, torch.Generator)
@@ -93,6 +92,14 @@ def opened(value: Any, kept: Iterable[object] = ()) -> Any:
     return pytree.tree_map(one, value)
 
 
+def contents(value: Any) -> list[Any]:
+    """All leaves of what forward returned, and of every object taken apart what it is besides its leaves."""
+    found: list[Any] = []
+    for leaf in pytree.tree_leaves(opened(value), is_leaf=lambda one: isinstance(one, Record)):
+        found += [leaf.template, *leaf.leaves] if isinstance(leaf, Record) else [leaf]
+    return found
+
+
 def _template(value: Any, leaves: list[Any], seen: dict[int, int], foreign: set[int]) -> Hashable:
     """The structure of a value; its tensors are appended to ``leaves``."""
     if isinstance(value, _LEAVES):
@@ -105,7 +112,7 @@ def _template(value: Any, leaves: list[Any], seen: dict[int, int], foreign: set[
     if id(value) in seen:
         return ("again", seen[id(value)])
     seen[id(value)] = len(seen)
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple, torch.Size):  # sizes may be symbolic while forward is traced
         return (type(value), tuple(_template(item, leaves, seen, foreign) for item in value))
     if type(value) is dict:
         if not all(isinstance(key, (str, int)) for key in value):
@@ -139,8 +146,8 @@ def _rebuilt(template: Any, leaves: Any, made: list[Any]) -> Any:
         return made[template[1]]
     place = len(made)
     made.append(None)
-    if kind is tuple:
-        made[place] = tuple(_rebuilt(item, leaves, made) for item in template[1])
+    if kind in (tuple, torch.Size):
+        made[place] = kind(_rebuilt(item, leaves, made) for item in template[1])
     elif kind is list:
         made[place] = []
         made[place].extend(_rebuilt(item, leaves, made) for item in template[1])

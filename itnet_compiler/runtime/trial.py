@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..capture.belongings import Belongings, contents_kept, is_identical
 from ..capture.clone import shallow_clone
 from ..capture.losses import foreign_randomness_kept
-from ..capture.records import opened
+from ..capture.records import contents
 from ..capture.signature import map_arguments
 from ..passes.verify import relative_error
 from .deadline import TooSlow, backward_limited
@@ -253,7 +252,7 @@ def _observe(
     """Output leaves with the inputs and buffers that the call wrote; gradients; names of the attributes it wrote."""
     (args, kwargs), copies, inputs = copied((args, kwargs))
     with untouched(root) as changes, _same_seed(), foreign_randomness_kept():
-        result = pytree.tree_leaves(opened(function(*args, **kwargs)))
+        result = contents(function(*args, **kwargs))
         slopes = None if gradients is None else gradients.of(result, inputs)
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in result]
         mutated = [t.detach() for t in copies if not t.is_inference() and t._version]

@@ -91,6 +91,34 @@ def test_what_was_made_once_is_one_object():
     assert first.extra.size() == 4
 
 
+def test_sizes_kept_in_an_object_are_those_of_the_call():
+    model, x = Net(lambda net, y: Result(y, [], extra=(y.shape, y.shape[0]))), torch.randn(3, 4)
+    unified = itnet.unify(model, x)
+    assert not unified.report().left()
+    for rows in (3, 5, 1, 0):
+        extra = unified(torch.randn(rows, 4)).extra
+        assert extra == (torch.Size([rows, 4]), rows) and type(extra[0]) is torch.Size
+
+
+def test_text_made_of_sizes_runs_the_original():
+    """While it is traced, a size is a symbol, and so is its text."""
+    model = Net(lambda net, y: Result(y, [], name=f"{y.shape[0]} rows"))
+    unified = itnet.unify(model, torch.randn(3, 4))
+    assert [unified(torch.randn(rows, 4)).name for rows in (3, 5)] == ["3 rows", "5 rows"]
+    assert unified.report().left()
+
+
+def test_an_object_that_holds_itself():
+    def make(net, y):
+        result = Result(y, [])
+        result.extra = {"me": result}
+        return result
+
+    model, x = Net(make), torch.randn(3, 4)
+    result = itnet.unify(model, x)(x)
+    assert result.extra["me"] is result and torch.equal(result.logits, model(x).logits)
+
+
 def test_every_call_makes_its_own():
     model, x = Net(lambda net, y: Cache(y)), torch.randn(3, 4)
     unified = itnet.unify(model, x)
