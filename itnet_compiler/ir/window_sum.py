@@ -75,6 +75,11 @@ class WindowSum(Kernel):
         sources = {axis.source for axis in self.axes}
         return tuple(label for label in labels_of(self.layouts["input"]) if label not in sources)
 
+    def along(self, what: str) -> Layout:
+        """One axis for each of the window: its ``source``, ``place`` or ``tap``; 1 where that has no label."""
+        labels = (getattr(axis, what) for axis in self.axes)
+        return tuple((label,) if label else () for label in labels)
+
     def describe(self) -> str:
         """The layouts."""
         bias = f" + b[{self.bias}]" if self.bias else ""

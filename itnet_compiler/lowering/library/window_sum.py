@@ -39,11 +39,9 @@ def lower(spec: Spec) -> Lowered:
     groups = tuple(label for label in weighted if label in lead and label in output)
     summed = tuple(label for label in weighted if label in lead and label not in output)
     features = tuple(label for label in weighted if label not in lead)
-    spatial: Layout = tuple((axis.source,) if axis.source else () for axis in kernel.axes)
-    places: Layout = tuple((axis.place,) if axis.place else () for axis in kernel.axes)
     put = arranger.lines.append
-    put(f"x = {arranger.arranged('input', (batch, groups + summed, *extra, *spatial))}")
-    own: Layout = (groups + features, summed, *extra, *((tap,) if tap else () for tap in taps))
+    put(f"x = {arranger.arranged('input', (batch, groups + summed, *extra, *kernel.along('source')))}")
+    own: Layout = (groups + features, summed, *extra, *kernel.along("tap"))
     put(f"w = {arranger.arranged('weight', own)}")
     bias, added = "None", bool(kernel.bias)
     if kernel.bias and set(labels_of(kernel.layouts["bias"])) == {*groups, *features}:
@@ -59,15 +57,14 @@ def lower(spec: Spec) -> Lowered:
     ]
     name = f"conv{window.rank + len(extra)}d"
     put(f"y = {name}(x, w, {bias}, {numbers[0]}, {numbers[1]}, {numbers[2]}, {count})")
-    layout: Layout = (batch, groups + features, *extra, *places)
+    layout: Layout = (batch, groups + features, *extra, *kernel.along("place"))
     return finished(spec, arranger, layout, {name: _CONVOLUTIONS[window.rank + len(extra)]}, added=added)
 
 
 def arranger_of(kernel: WindowSum, window: Window, result: str, ahead: int) -> Arranger:
     """Only ``result`` tells how many places there are, behind ``ahead`` axes; the operands tell all else before."""
     known = dict(kernel.sizes) | {axis.tap: size for axis, size in zip(kernel.axes, window.size, strict=True)}
-    places: Layout = tuple((axis.place,) if axis.place else () for axis in kernel.axes)
-    return Arranger(kernel.layouts | {result: (*((),) * ahead, *places)}, known)
+    return Arranger(kernel.layouts | {result: (*((),) * ahead, *kernel.along("place"))}, known)
 
 
 def padded(name: str, window: Window) -> str:

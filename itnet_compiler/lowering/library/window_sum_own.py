@@ -45,7 +45,7 @@ def lower(spec: Spec) -> Lowered:
 
 def _gathered(kernel: WindowSumOwn) -> Layout:
     """The layout that windows are taken of."""
-    return (*((label,) for label in kernel.lead), *((axis.source,) if axis.source else () for axis in kernel.axes))
+    return (*((label,) for label in kernel.lead), *kernel.along("source"))
 
 
 def _is_elementwise(kernel: WindowSumOwn, window: Window) -> bool:
@@ -61,10 +61,10 @@ def _is_elementwise(kernel: WindowSumOwn, window: Window) -> bool:
 
 def _elementwise(spec: Spec, kernel: WindowSumOwn, window: Window) -> Lowered:
     taps = [axis.tap for axis in kernel.axes]
-    places: Layout = tuple((axis.place,) for axis in kernel.axes)
+    places = kernel.along("place")
     weight = set(labels_of(kernel.layouts["weight"]))
     # Samples first, as im2col has them; all other labels are channels to it.
-    whole: Layout = (kernel.lead[:1], kernel.lead[1:], *((axis.source,) for axis in kernel.axes))
+    whole: Layout = (kernel.lead[:1], kernel.lead[1:], *kernel.along("source"))
     lead: Layout = tuple((label,) for label in kernel.lead)
     arranger = arranger_of(kernel, window, "windows", len(lead) + len(taps))
     put = arranger.lines.append

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 from torch.fx import Node
@@ -87,7 +88,7 @@ class _Finder(Chains):
             input=tracer.text(source.axes, names),
             weight=tracer.text(weight.axes, names),
             output=tracer.text(output, names),
-            axes=tuple(WindowAxis(*(names.get(label, "") for label in _triple(axis))) for axis in axes),
+            axes=tuple(WindowAxis(*(names.get(label, "") for label in astuple(axis))) for axis in axes),
             bias=tracer.text(bias.axes, names) if bias is not None else "",
             sizes=tracer.sizes([*(leaf.axes for leaf in kept.values()), output], names),
             memory=memory_order(node),
@@ -193,10 +194,6 @@ class _Finder(Chains):
                 self.match.require(len(free) <= 1, "two axes whose extents are free are merged", leaf.node)
 
 
-def _triple(axis: WindowAxis) -> tuple[str, str, str]:
-    return axis.source, axis.place, axis.tap
-
-
 def _names(axes: Sequence[WindowAxis], source: Any, weight: Any, output: set[str]) -> dict[str, str]:
     """b: samples, g: groups, c: channels summed, o: channels made; y x, p q, i j: positions, places, taps."""
     letters = [("x", "p", "k")] if len(axes) == 1 else [("z", "r", "h"), ("y", "p", "i"), ("x", "q", "j")][-len(axes) :]
@@ -205,7 +202,7 @@ def _names(axes: Sequence[WindowAxis], source: Any, weight: Any, output: set[str
     names = {
         label: letter
         for axis, triple in zip(axes, letters, strict=True)
-        for label, letter in zip(_triple(axis), triple, strict=True)
+        for label, letter in zip(astuple(axis), triple, strict=True)
         if label
     }
     groups: dict[str, list[str]] = {"b": [], "g": [], "c": [], "o": []}

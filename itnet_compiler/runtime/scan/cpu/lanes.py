@@ -48,64 +48,62 @@ def _vector(dtype: Any) -> Any:
     return ir.VectorType(ir.DoubleType() if dtype == types.float64 else ir.FloatType(), LANES)
 
 
+def _place(context: Any, builder: Any, kind: Any, array: Any, first: Any) -> Any:
+    """Address of ``LANES`` entries of a flat array."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [first]), _vector(kind.dtype).as_pointer())
+
+
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any) -> Any:
     """Address of the first entry of a row of a C-contiguous array [rows, LANES]."""
     return _place(context, builder, kind, array, builder.mul(row, ir.Constant(row.type, LANES)))
 
 
+def _loading(kind: Any, address: Any) -> Any:
+    """Code that reads a vector from where ``address`` says that the second argument lies in the first."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        index = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        where = address(context, builder, kind, arguments[0], index)
+        return builder.load(where, align=kind.dtype.bitwidth // 8)
+
+    return generate
+
+
+def _storing(kind: Any, address: Any) -> Any:
+    """Code that writes the third argument there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        index = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        where = address(context, builder, kind, arguments[0], index)
+        builder.store(arguments[2], where, align=kind.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return generate
+
+
 @intrinsic
 def load(typing: Any, rows: Any, row: Any) -> Any:
     """Row ``row`` of ``rows`` [·, LANES]."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
-        address = _pointer(context, builder, rows, arguments[0], place)
-        return builder.load(address, align=rows.dtype.bitwidth // 8)
-
-    return Lanes(rows.dtype)(rows, row), generate
+    return Lanes(rows.dtype)(rows, row), _loading(rows, _pointer)
 
 
 @intrinsic
 def store(typing: Any, rows: Any, row: Any, value: Any) -> Any:
     """Set row ``row`` of ``rows`` [·, LANES]."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
-        address = _pointer(context, builder, rows, arguments[0], place)
-        builder.store(arguments[2], address, align=rows.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.none(rows, row, value), generate
-
-
-def _place(context: Any, builder: Any, kind: Any, array: Any, first: Any) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [first]), _vector(kind.dtype).as_pointer())
+    return types.none(rows, row, value), _storing(rows, _pointer)
 
 
 @intrinsic
 def load_from(typing: Any, numbers: Any, first: Any) -> Any:
     """The ``LANES`` entries of a flat array from ``first`` on."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
-        address = _place(context, builder, numbers, arguments[0], place)
-        return builder.load(address, align=numbers.dtype.bitwidth // 8)
-
-    return Lanes(numbers.dtype)(numbers, first), generate
+    return Lanes(numbers.dtype)(numbers, first), _loading(numbers, _place)
 
 
 @intrinsic
 def store_to(typing: Any, numbers: Any, first: Any, value: Any) -> Any:
     """Set the ``LANES`` entries of a flat array from ``first`` on."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = context.cast(builder, arguments[1], signature.args[1], types.intp)
-        address = _place(context, builder, numbers, arguments[0], place)
-        builder.store(arguments[2], address, align=numbers.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.none(numbers, first, value), generate
+    return types.none(numbers, first, value), _storing(numbers, _place)
 
 
 @intrinsic
