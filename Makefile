@@ -66,7 +66,7 @@ bench: $(DEV_STAMP)  ## overhead and capture time, as in README.md (about 20 min
 zoo: $(DEV_STAMP)  ## unify about 1000 networks, resumably (hours; ARGS="--sample --write" for 40 minutes and docs/models.md)
 	@$(BIN)/python -m benchmarks.zoo $(ARGS)
 
-zoo-quick: $(DEV_STAMP)  ## the same for 25 networks unlike each other (about ten minutes)
+zoo-quick: $(DEV_STAMP)  ## the same for 25 networks unlike each other (ARGS=--check: against docs/models.md)
 	@$(BIN)/python -m benchmarks.zoo --quick $(ARGS)
 
 readme: $(DEV_STAMP)  ## put the output of the demo into README.md (the tables: make bench ARGS=--write)

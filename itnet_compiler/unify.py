@@ -101,7 +101,8 @@ def lower(unified: Any, example_inputs: Any = None, *, method: str = "library", 
         unified: A unified model.
         example_inputs: Not needed by the methods there are now; a call that is not captured yet is captured.
         method: ``library`` (the exact library kernel), ``reference`` (the dense definition; slow), ``tiled`` (kernels
-            that are functions of a pair, without storing all pairs); for linear recurrences ``scan``, ``chunked``
+            that are functions of a pair, without storing all pairs), ``products`` (attention that was written out,
+            as it was written); for linear recurrences ``scan``, ``chunked``
             (matrix products within chunks) or ``fft`` (where the decay is constant).
         only: Glob over names of integrals.
 

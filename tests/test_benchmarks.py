@@ -219,6 +219,26 @@ def test_zoo_document():
     ]
 
 
+def test_zoo_document_has_a_part_that_is_written_at_every_change():
+    records = [_record("timm/other"), _record(catalog.QUICK[0]), _record(catalog.QUICK[1])]
+    page = document.render(records, known=9, left_out={})
+    assert document.outdated(page, records[1:]) == []
+    slower = _record(catalog.QUICK[0], time_ratio=7.0, gradient_error=1e-6)
+    assert document.outdated(page, [slower]) == []
+    thinner = _record(catalog.QUICK[1], coverage=0.5)
+    (line,) = document.outdated(page, [slower, thinner])
+    assert line == f"{catalog.QUICK[1]}: whole, 2 softmax, 50%; the page says whole, 2 softmax, 100%"
+    newer = document.with_quick(page, [slower, thinner])
+    assert document.outdated(newer, [slower, thinner]) == []
+    assert newer.partition("<!-- quick")[0] == page.partition("<!-- quick")[0]
+    assert newer.partition("<!-- end")[2] == page.partition("<!-- end")[2]
+    assert document.outdated("", [thinner]) == [
+        f"{catalog.QUICK[1]}: whole, 2 softmax, 50%; the page says nothing",
+    ]
+    with pytest.raises(ValueError, match="no quick part"):
+        document.with_quick("", records)
+
+
 def test_without_a_gpu_it_says_so(capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -1,6 +1,6 @@
 """Unify the networks of torch.nn, torchvision, timm and transformers, and write down what was recognised.
 
-python -m benchmarks.zoo [--quick | --sample | --only NAME …] [--shard 1/4] [--jobs 2] [--write]
+python -m benchmarks.zoo [--quick | --sample | --only NAME …] [--shard 1/4] [--jobs 2] [--write | --check]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DOCUMENT = ROOT / "docs" / "models.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examine what was asked for; 1 where a network failed or computes something else."""
+    """Examine what was asked for; 1 where a network failed, computes something else, or the page is to be refreshed."""
     options = _arguments(argv)
     warnings.simplefilter("ignore")
     names = _chosen(options)
@@ -40,20 +40,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.file,
             jobs=options.jobs,
             seconds=options.limit,
-            again=options.again,
+            again=options.again or options.quick,
             both=options.attention == "both",
             needless=(lambda name, records: False) if options.only or options.quick else _needless,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     records = read([options.file, *options.merge])
-    if options.write:
-        page = document.render(records.values(), len(catalog.names()), _left_out(records))
-        _DOCUMENT.write_text(page, encoding="utf-8")
-        print(f"{_DOCUMENT.relative_to(ROOT)}: {len(records)} networks")
     asked = {*names, *(name + catalog.EAGER for name in names)}
     shown = [record for name, record in records.items() if name in asked]
+    if options.write:
+        if options.quick:
+            page = document.with_quick(_DOCUMENT.read_text(encoding="utf-8"), shown)
+        else:
+            page = document.render(records.values(), len(catalog.names()), _left_out(records))
+        _DOCUMENT.write_text(page, encoding="utf-8")
+        print(f"{_DOCUMENT.relative_to(ROOT)}: {len(shown if options.quick else records)} records")
     print(document.totals(shown))
-    return int(any(document.is_wrong(record) for record in shown))
+    wrong = [f"{record['name']}: {document.shortfall(record)}" for record in shown if document.is_wrong(record)]
+    if options.check and (changed := document.outdated(_DOCUMENT.read_text(encoding="utf-8"), shown)):
+        wrong += [*changed, f"{_DOCUMENT.name} is out of date; if that is as it should be: make zoo-quick ARGS=--write"]
+    if wrong:
+        print("\n".join(wrong), file=sys.stderr)
+    return int(bool(wrong))
 
 
 def _chosen(options: argparse.Namespace) -> list[str]:
@@ -119,13 +127,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--attention", choices=("both", "sdpa"), default="both", help="also written out, or fused only")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (%(default)s)")
     parser.add_argument("--limit", metavar="S", type=float, default=300, help="seconds for each network (%(default)s)")
-    parser.add_argument("--again", action="store_true", help="examine those again that have a record")
+    parser.add_argument("--again", action="store_true", help="examine those again that have a record, as --quick does")
     parser.add_argument("--file", type=Path, default=ROOT / "out" / "zoo.jsonl", help="records, one a line")
     parser.add_argument("--merge", metavar="FILE", type=Path, nargs="+", default=[], help="records of other shards")
-    parser.add_argument("--write", action="store_true", help="write docs/models.md from all records")
+    parser.add_argument("--write", action="store_true", help="write docs/models.md from all records, or its quick part")
+    parser.add_argument("--check", action="store_true", help="with --quick: fail where docs/models.md says otherwise")
     parser.add_argument("--no-run", action="store_true", help="examine nothing: totals of the records there are")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.check and not options.quick:
+        parser.error("--check is of the quick part of docs/models.md: give --quick too")
+    return options
 
 
 if __name__ == "__main__":

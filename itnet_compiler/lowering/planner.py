@@ -15,10 +15,25 @@ __all__ = ["PlanRule", "apply_plan"]
 
 @dataclass(frozen=True)
 class PlanRule:
-    """Integrals whose name matches ``pattern`` (a glob) are run by ``lowering``; later rules win."""
+    """Integrals whose name matches ``pattern`` (a glob) are run by ``lowering``; later rules win.
+
+    Attributes:
+        pattern: Glob over names.
+        lowering: Name of the lowering.
+        note: Why, for the plan of the node.
+        required: Whether an integral that cannot be run so is an error; otherwise the rule is not for it.
+    """
 
     pattern: str
     lowering: str
+    note: str = ""
+    required: bool = True
+
+    def concerns(self, integral: Integral) -> bool:
+        """Whether it is for this integral."""
+        if not fnmatch.fnmatchcase(integral.name, self.pattern):
+            return False
+        return self.required or find_lowering(self.lowering).supports(integral.spec).ok
 
 
 def apply_plan(integrals: Iterable[Integral], rules: Sequence[PlanRule]) -> None:
@@ -29,10 +44,10 @@ def apply_plan(integrals: Iterable[Integral], rules: Sequence[PlanRule]) -> None
     """
     planned = []
     for integral in integrals:
-        chosen = default_lowering(integral.spec).name
+        chosen, note = default_lowering(integral.spec).name, ""
         for rule in rules:
-            if fnmatch.fnmatchcase(integral.name, rule.pattern):
-                chosen = rule.lowering
+            if rule.concerns(integral):
+                chosen, note = rule.lowering, rule.note
         if chosen == integral.plan.lowering:
             continue
         lowering = find_lowering(chosen)
@@ -44,6 +59,6 @@ def apply_plan(integrals: Iterable[Integral], rules: Sequence[PlanRule]) -> None
                 node=integral.name,
                 source_line=integral.source_line,
             )
-        planned.append((integral, lowering.build(integral.spec), Plan(chosen, lowering.exact)))
+        planned.append((integral, lowering.build(integral.spec), Plan(chosen, lowering.exact, note)))
     for integral, executable, plan in planned:
         integral.executable, integral.plan = executable, plan

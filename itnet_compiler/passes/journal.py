@@ -60,6 +60,10 @@ class Journal:
         """Of every loop that was re-rolled."""
         return [entry for entry in self.entries if entry.steps is not None]
 
+    def joined(self) -> bool:
+        """Whether an integral stands for more than one operator, so that the graph is other code than was captured."""
+        return any(entry.status == "replaced" and (entry.steps or len(entry.nodes) > 1) for entry in self.entries)
+
     def near_misses(self) -> dict[str, Entry]:
         """For every node that was tried and not replaced: the entry that came furthest."""
         done = {name for entry in self.entries if entry.status == "replaced" for name in entry.nodes}

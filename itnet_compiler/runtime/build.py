@@ -136,7 +136,7 @@ def _finish(program: Program, call: Call, drafted: Draft, shown: Progress) -> Va
     )
     variant.seconds = seconds
     _align(program, variant)
-    apply_plan(variant.integrals, program.plan_rules)
+    apply_plan(variant.integrals, [*program.careful, *program.plan_rules])
     bind(program, variant)
     for stage, took in seconds.items():
         debug(STAGES, "%s: %.2f s", stage, took)
@@ -169,7 +169,7 @@ def _align(program: Program, variant: Variant) -> None:
 def bind(program: Program, variant: Variant) -> None:
     """Generate the code of a variant, with the current plan, and find the tensors that it takes."""
     captured = variant.capture
-    variant.own_code = any(integral.plan.lowering != "library" for integral in variant.integrals)
+    variant.own_code = variant.journal.joined() or any(one.plan.lowering != "library" for one in variant.integrals)
     variant.generated = generate(captured.graph, captured.output, captured.constants)
     variant.stores = []
     for path in variant.generated.paths:

@@ -24,6 +24,7 @@ from ..progress import Progress
 from ..settings import SUMMARY, debug
 from .boundary import Face, Policy, is_plain, is_transformed, is_watching, plainly
 from .build import bind, is_virtual, refuse_meta
+from .comparison import compare
 from .division import division
 from .fast_paths import FastPaths
 from .lengths import build_any_length
@@ -67,6 +68,7 @@ class Program:
         self.fallbacks: list[str] = []
         self.comparison_of_parts: str | None = None
         self.plan_rules: list[PlanRule] = []
+        self.careful: list[PlanRule] = []
         self.reader, self.tree = SignatureReader(signature), TreeState(root)
         self._signature = signature
         self._fast = FastPaths(root)
@@ -230,8 +232,8 @@ class Program:
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call under torch.compile or torch.export: a captured graph where one fits, no capturing.
 
-        Where all integrals run library operators that graph is the original code, so the tracer is given that itself:
-        it guards on the few attributes that this reads, where a graph depends on all of them.
+        Where every integral is one operator, run as before, that graph is the original code, so the tracer is given
+        that itself: it guards on the few attributes that this reads, where a graph depends on all of them.
         """
         if not any(variant.own_code for variant in self.variants):
             return self.original(self.root, *args, **kwargs)
@@ -266,14 +268,15 @@ class Program:
             variant.trusted[kind] = variant.convinced(self.try_out(variant, call, gradients=bool(variant.spots)))
         return variant.trusted[kind]
 
-    def try_out(self, variant: Variant, call: Call, *, gradients: bool = False) -> Trial | None:
-        """Hold a variant against the original on ``call``; None where it could not be run."""
+    def try_out(self, variant: Variant, call: Call, *, gradients: bool = False, strict: bool = False) -> Trial | None:
+        """Hold a variant against the original on ``call``, as ``run_trial`` does; None where it could not be run."""
 
         def graph(*args: Any, **kwargs: Any) -> Any:
             return self.run(variant, self.reader.read(args, kwargs).leaves)
 
         try:
-            return run_trial(self.root, self.plain, graph, call.args, call.kwargs, gradients=gradients, code=self._code)
+            how: Any = {"gradients": gradients, "code": self._code, "strict": strict}
+            return run_trial(self.root, self.plain, graph, call.args, call.kwargs, **how)
         except Exception as error:
             debug(SUMMARY, "trial run failed: %s: %s", type(error).__name__, error)
             return None
@@ -350,19 +353,14 @@ class Program:
             elif variant.trial is None and self.verified and not is_virtual(self.root, call):
                 start = time.perf_counter()
                 shown.stage("compare")
-                self._compare(variant, call)
+                if how := compare(self, variant, call):
+                    self._refuse(variant, how)
                 variant.seconds["compare"] = time.perf_counter() - start
             # A replaced part of the tree makes every earlier graph worthless.
             self.variants = [other for other in self.variants if other.state[0] == variant.state[0]]
             self.variants.append(variant)
             self._table.setdefault((call.signature, variant.state, variant.ambient), []).append(variant)
             return variant
-
-    def _compare(self, variant: Variant, call: Call) -> None:
-        """Hold a new variant against the original on ``call``; refuse it where they differ."""
-        variant.trial = self.try_out(variant, call, gradients=True)
-        if variant.trial is None or not variant.trial.equal:
-            self._refuse(variant, "could not be run" if variant.trial is None else variant.trial.describe())
 
     def _refuse(self, variant: Variant, how: str) -> None:
         variant.refused = f"{variant.label}: the captured graph {how}"
@@ -377,14 +375,14 @@ class Program:
             LoweringError: where an integral does not support what a rule asks for.
         """
         for variant in self.variants:
-            apply_plan(variant.integrals, rules)
+            apply_plan(variant.integrals, [*self.careful, *rules])
             bind(self, variant)
         self.plan_rules = rules
 
     def bound_to(self, root: nn.Module) -> Program:
         """The same program for a copy of the module tree."""
         twin = Program(root, self.original, self._signature, self.face, self.policy, self.path)
-        twin.plan_rules, twin.fallbacks = list(self.plan_rules), list(self.fallbacks)
+        twin.plan_rules, twin.careful, twin.fallbacks = list(self.plan_rules), list(self.careful), list(self.fallbacks)
         twin.axes, twin.asks, twin.comparison_of_parts = self.axes, self.asks, self.comparison_of_parts
         integrals: dict[int, Integral] = {}
         for variant in self.variants:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,11 @@ __all__ = ["Trial", "copied", "run_trial", "unrecorded", "untouched"]
 _BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 # The same of gradients as one vector: backward passes cancel, and what is looked for is another function.
 _GRADIENT_BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.3}
-# Bytes of parameters up to which gradients are compared too: two sets of them are held.
-_GRADIENTS = 64 * 2**20
+# A difference beyond which it is asked whether the graph is as near to the exact result as the original is.
+_ASKED = {torch.float32: 5e-6}
+# Bytes of parameters up to which gradients are compared too: two sets of them are held. The second is for graphs that
+# are known to round otherwise.
+_GRADIENTS, _MORE_GRADIENTS = 64 * 2**20, 256 * 2**20
 # Seconds that a backward pass is given.
 _SECONDS = 10.0
 
@@ -44,6 +48,8 @@ class Trial:
         gradient_error: Relative L2 difference of all gradients as one vector; None where not compared.
         gradient_note: Why gradients were not compared.
         written: Attributes that the original writes when it is run, though not when it is traced.
+        faithful: Whether the graph is as near to a run in float64 as the original (promise 1); None where the two
+            differ by too little to ask, or that cannot be decided.
     """
 
     error: float
@@ -52,6 +58,7 @@ class Trial:
     gradient_error: float | None = None
     gradient_note: str = ""
     written: tuple[str, ...] = ()
+    faithful: bool | None = None
 
     def describe(self) -> str:
         """One sentence for the report."""
@@ -84,6 +91,7 @@ def run_trial(
     *,
     gradients: bool = False,
     code: Callable[..., Any] | None = None,
+    strict: bool = False,
 ) -> Trial:
     """Compare ``original(*args, **kwargs)`` with ``graph(...)`` under one seed, and put everything back.
 
@@ -98,8 +106,10 @@ def run_trial(
         kwargs: Keyword arguments, likewise.
         gradients: Whether gradients are compared too, where that is affordable and gradients are enabled.
         code: ``original`` as a function of the module first; given where a run in float64 may decide.
+        strict: Whether such a run is asked about differences within the bounds too, down to a few roundings.
     """
-    wanted = _Gradients(root) if gradients and torch.is_grad_enabled() else None
+    limit = _MORE_GRADIENTS if strict else _GRADIENTS
+    wanted = _Gradients(root, limit) if gradients and torch.is_grad_enabled() else None
     expected, slopes, attributes = _observe(root, original, args, kwargs, wanted)
     value, found, written_by_graph = _observe(root, graph, args, kwargs, wanted)
     written = tuple(name for name in attributes if name not in written_by_graph)
@@ -113,16 +123,19 @@ def run_trial(
     elif not note and (slopes is None) != (found is None):
         slope = float("inf")  # one has gradients, the other none
     steepest = max((_GRADIENT_BOUNDS.get(leaf.dtype, 0.0) for leaf in leaves), default=0.0)
-    if error <= bound and (slope is None or slope <= steepest):
+    asked = max((_ASKED.get(leaf.dtype, float("inf")) for leaf in leaves), default=float("inf"))
+    within = error <= bound and (slope is None or slope <= steepest)
+    if within and not (strict and max(error, slope or 0.0) > asked):
         return Trial(error, not written, 0.0, slope, note, written)
     again, slopes_again, _ = _observe(root, original, args, kwargs, wanted)
     own = relative_error(again, expected)
     if slope is not None and slopes is not None and slopes_again is not None:
         own = max(own, _slope_error(slopes_again, slopes))
-    equal = own > bound
-    if not equal and not written and code is not None:
-        equal = _is_as_exact(root, code, args, kwargs, (value, found), (expected, slopes))
-    return Trial(error, equal, own, slope, note, written)
+    faithful = None
+    if own <= (asked if within else bound) and not written and code is not None:
+        faithful = _is_as_exact(root, code, args, kwargs, graph=(value, found), plain=(expected, slopes), limit=limit)
+    equal = own > bound or (within and not written) or faithful is True
+    return Trial(error, equal, own, slope, note, written, faithful)
 
 
 Run = tuple[list[Any], "list[Tensor | None] | None"]
@@ -131,28 +144,39 @@ _SLACK = {torch.float32: 1e-6, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
 
 def _is_as_exact(
-    root: nn.Module, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], graph: Run, plain: Run
-) -> bool:
-    """Whether the graph is as near to a run of the original in float64 as the original itself is."""
-    if sum(t.numel() * t.element_size() for t in (*root.parameters(), *root.buffers())) > _GRADIENTS:
-        return False
+    root: nn.Module,
+    code: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    graph: Run,
+    plain: Run,
+    limit: int,
+) -> bool | None:
+    """Whether the graph is as near to a run of the original in float64 as the original itself is.
+
+    None where there is nothing to decide by: more than ``limit`` bytes, other random numbers, no run in float64.
+    """
+    if sum(t.numel() * t.element_size() for t in (*root.parameters(), *root.buffers())) > limit:
+        return None
     wide = _widened(root)
     try:
         args, kwargs = map_arguments(_wide, (args, kwargs))
-        wanted = _Gradients(wide) if plain[1] is not None else None
+        wanted = _Gradients(wide, 2 * limit) if plain[1] is not None else None
         with _Draws() as draws:
             exact, slopes, _ = _observe(wide, lambda *a, **k: code(wide, *a, **k), args, kwargs, wanted)
-        if draws.found:  # other numbers in float64
-            return False
+        if draws.found:
+            return None
         slack = max((_SLACK.get(leaf.dtype, 0.0) for leaf in plain[0] if isinstance(leaf, Tensor)), default=0.0)
         if not _nearness(graph[0], exact) <= 2 * _nearness(plain[0], exact) + slack:
             return False
-        if plain[1] is None or graph[1] is None or slopes is None:
+        if plain[1] is None or graph[1] is None:
             return plain[1] is None and graph[1] is None
+        if slopes is None:
+            return None
         own = _slope_error(_all_wide(plain[1]), slopes)
         return _slope_error(_all_wide(graph[1]), slopes) <= 2 * own + slack
-    except Exception:  # a float32 constant in the code, say; then there is nothing to decide by
-        return False
+    except Exception:  # a float32 constant in the code, say
+        return None
 
 
 class _Draws(TorchDispatchMode):
@@ -197,12 +221,12 @@ def _widened(root: nn.Module) -> nn.Module:
 class _Gradients:
     """The tensors with respect to which gradients are compared; none, with a note, where that costs too much."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, limit: int) -> None:
         self.parameters = [p for p in root.parameters() if p.requires_grad]
         size = sum(p.numel() * p.element_size() for p in self.parameters)
         self.note = ""
-        if size > _GRADIENTS:
-            self.note = f"{size / 2**20:.0f} MB of parameters (limit {_GRADIENTS // 2**20})"
+        if size > limit:
+            self.note = f"{size / 2**20:.0f} MB of parameters (limit {limit // 2**20})"
         elif any(p._backward_hooks for p in self.parameters):
             self.note = "parameters have hooks"
 
@@ -212,8 +236,7 @@ class _Gradients:
         sources = [*self.parameters, *inputs]
         if self.note or not outputs or not sources:
             return None
-        # Weights that differ between elements, so that a sum that is constant (softmax) has a slope.
-        weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).to(t).view(t.shape) for t in outputs]
+        weights = [_weights(t.numel()).to(t).view(t.shape) for t in outputs]
         try:
             with backward_limited(outputs, _SECONDS):
                 return list(torch.autograd.grad(outputs, sources, weights, allow_unused=True))
@@ -224,6 +247,15 @@ class _Gradients:
             # Some models have a backward in train mode only; there is nothing to compare with then.
             self.note = f"the backward fails: {type(error).__name__}"
             return None
+
+
+def _weights(number: int) -> Tensor:
+    """√(2/n)·cos(2π·φ·k²), k < n = ``number``, φ the golden ratio: without a sign in common, and the same every time.
+
+    A sum that is constant (softmax) has a slope with them, and each output the same share whatever its size is.
+    """
+    turns = torch.arange(number, dtype=torch.float64).square() * ((1 + 5**0.5) / 2)
+    return (2 * math.pi * turns.frac()).cos() * (2 / max(number, 1)) ** 0.5
 
 
 def _slope_error(value: list[Tensor | None], expected: list[Tensor | None]) -> float:

@@ -38,7 +38,7 @@ class Variant:
         trial: Comparison with the original on the call that it was captured from; None if not made.
         seconds: Time taken by stage.
         refused: Why it is not run; empty where it is.
-        own_code: Whether it runs other code for an integral than the library's, as the original does.
+        own_code: Whether it runs other code than the original does, not operator for operator the same.
         alignment: How its graph relates to that of the first variant for the same signature; None for that itself.
         rolled: The graph with nothing but its loops re-rolled; None where it has none. Its nodes are never changed.
         tries: How often that has been held against the graph of another length.

@@ -90,6 +90,43 @@ def test_other_sizes_and_signatures(pair):
     assert torch.equal(run(x, gain=torch.tensor(2.0)), model(x, gain=torch.tensor(2.0)))
 
 
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 3)
+
+    def forward(self, x):
+        state, states = x.new_zeros(len(x), 3), []
+        for t in range(x.shape[1]):
+            state = self.cell(x[:, t], state)
+            states.append(state)
+        return torch.stack(states, 1)
+
+
+class WrittenOut(nn.Module):
+    def forward(self, x):
+        return (x @ x.mT * 0.3).softmax(-1) @ x
+
+
+@pytest.mark.parametrize(("model", "operator"), [(Loop(), "gru"), (WrittenOut(), "scaled_dot_product_attention")])
+def test_the_compiler_is_given_the_integrals_not_what_they_were_written_as(model, operator):
+    torch._dynamo.reset()
+    x, graphs = torch.randn(2, 9, 3), []
+    unified = itnet.unify(model, x)
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes if node.op.startswith("call")])
+        return graph.forward
+
+    run = torch.compile(unified, backend=backend, fullgraph=True)
+    torch.testing.assert_close(run(x), model(x))
+    (targets,) = graphs
+    assert any(operator in target for target in targets) and len(targets) < 10
+    torch.testing.assert_close(run(torch.randn(4, 9, 3)).shape, torch.Size([4, 9, 3]))
+    exported = torch.export.export(unified, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))
+
+
 @pytest.mark.foreign
 @pytest.mark.parametrize("name", ["bert", "gpt2", "vit_b_16", "mobilenet_v3_small"])
 @pytest.mark.parametrize("grad", [True, False])

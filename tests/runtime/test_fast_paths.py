@@ -283,7 +283,7 @@ def test_nested_tensors_run_the_original_code() -> None:
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("called", [True, False])
 def test_compiled(grad: bool, called: bool) -> None:
-    """With the default plan torch.compile is given the original code, captured or not."""
+    """torch.compile is given the graph that was captured for such calls, else the original code."""
     model = Mixed().eval()
     unified = itnet.unify(model, X)
     torch._dynamo.reset()
@@ -293,7 +293,7 @@ def test_compiled(grad: bool, called: bool) -> None:
         compiled = torch.compile(unified, backend="aot_eager", fullgraph=True)
         found = compiled(X)
         torch.testing.assert_close(found, model(X))
-        assert torch.equal(found, torch.compile(model, backend="aot_eager", fullgraph=True)(X))
+        torch.testing.assert_close(found, torch.compile(model, backend="aot_eager", fullgraph=True)(X))
     if grad:
         found.sum().backward()
         assert all(parameter.grad is not None for parameter in unified.parameters())

@@ -22,7 +22,7 @@ from ...ir.layout import Arranger, Layout, labels_of, ordered, parse
 from ...ir.steps import LOW, Step, padded, renamed
 from ..base import Lowered
 
-__all__ = ["KERNEL", "fused_form", "lower"]
+__all__ = ["KERNEL", "fused_form", "lower", "written_out"]
 
 KERNEL = Attention
 
@@ -107,16 +107,25 @@ def lower(spec: Spec) -> Lowered:
     kernel = spec.kernel
     assert isinstance(kernel, Attention)
     form = fused_form(kernel)
-    writer = _Writer(kernel)
     if isinstance(form, str):
-        writer.note = f"written out: {form}"
-        writer.written_out()
-    else:
-        writer.note = "fused"
-        writer.fused(form)
+        return written_out(spec, form)
+    writer = _Writer(kernel, "fused")
+    writer.fused(form)
+    return _compiled(spec, writer)
+
+
+def written_out(spec: Spec, why: str) -> Lowered:
+    """Products and a softmax; ``why`` is said in the source."""
+    assert isinstance(spec.kernel, Attention)
+    writer = _Writer(spec.kernel, f"written out: {why}")
+    writer.written_out()
+    return _compiled(spec, writer)
+
+
+def _compiled(spec: Spec, writer: _Writer) -> Lowered:
     source = writer.source(spec.operands)
     scope: dict[str, Any] = dict(_NAMES)
-    exec(compile(source, f"<itnet attention {kernel.query} {kernel.key}>", "exec"), scope)
+    exec(compile(source, f"<itnet attention {writer.kernel.query} {writer.kernel.key}>", "exec"), scope)
     arguments = ", ".join(spec.operands)
     return Lowered(spec.operands, f"integral({arguments})", {"integral": scope["integral"]}, text=source)
 
@@ -124,13 +133,12 @@ def lower(spec: Spec) -> Lowered:
 class _Writer:
     """Writes the body; ``b``, ``i``, ``j`` … are extents of labels, ``q``, ``k``, ``v`` the operands as used."""
 
-    def __init__(self, kernel: Attention) -> None:
-        self.kernel, self.labels = kernel, kernel.labels
+    def __init__(self, kernel: Attention, note: str) -> None:
+        self.kernel, self.labels, self.note = kernel, kernel.labels, note
         self.arranger = Arranger(kernel.layouts, dict(kernel.sizes))
         self.lines = self.arranger.lines
         for role, start in kernel.starts.items():
             self.put(role, f"padded({role}, {start})")
-        self.note = ""
 
     def source(self, operands: tuple[str, ...]) -> str:
         body = "".join(f"    {line}\n" for line in self.lines)
