@@ -17,7 +17,9 @@ from .axes import Analysis, AxisRole, analyse
 from .axes.algebra import Axis
 from .dependence import Dependence, tensors_of
 from .forms.contraction import contraction
-from .match import bind
+from .forms.shifts import SUMS, moved_axes
+from .forms.shifts import read as read_shifts
+from .match import Match, Refusal, bind
 from .operators import (
     CONTRACTIONS,
     CREATIONS,
@@ -121,6 +123,8 @@ def _classify_call(node: Node, name: str, analysis: Analysis) -> Classification:
         return _along(name, _roles(node, analysis))
     if name in INDEXED:
         return _of_index(node, name, analysis)
+    if name in SUMS and _adds_shifted_copies(node):
+        return Classification(Category.UNMATCHED, f"{name} of shifted copies of one tensor")
     for table, category, reason in _TABLES:
         if name in table:
             return Classification(category, reason)
@@ -187,6 +191,15 @@ def _of_reduction(node: Node, name: str, analysis: Analysis) -> Classification:
             return Classification(Category.UNMATCHED, f"{name} of a written-out softmax over a position axis")
         return Classification(Category.NORMALISATION, f"{name} that the values are normalised by")
     return _along(name, roles)
+
+
+def _adds_shifted_copies(node: Node) -> bool:
+    """Whether values of different positions of one tensor are added up."""
+    match = Match(node)
+    try:
+        return bool(moved_axes(read_shifts(node, match), match))
+    except Refusal:
+        return False
 
 
 # ── Products ─────────────────────────────────────────────────────────────────────────────────────────────────────────
