@@ -20,6 +20,7 @@ def samples() -> list[Sample]:
     heads = Attention("b i (h c)", "b j (h c)", "b j (h e)", "b i (h e)", "b h i j", sizes=(("h", 3),))
     flat = Attention("b i c", "b j c", "b j e", "b i e", "b i j")
     scale, mask = Step("times", 0.3), Step("plus", role="mask", layout="b 1 i j", hides=True)
+    given = Step("plus", role="scores", layout="b h i j")
     hidden = Step("keep", -math.inf, "seen", "b 1 1 j")
     kept = Step("keep", -65504.0, "seen", "i j")
     causal = Step("causal", layout="i j")
@@ -100,6 +101,7 @@ def samples() -> list[Sample]:
         ),
         replace(plain, steps=(scale, Step("plus", role="bias", layout="1 h i j", start=(0, 0, 1, 2)))),
         replace(heads, steps=(Step("plus", role="bias", layout="(b h) i j", start=(0, 1, 1)),), returns_weights=True),
+        Attention("", "", "b j (h e)", "b i (h e)", "b h i j", (given, mask, scale), sizes=(("h", 3),)),
     ]
     extents = [sizes, sizes | {"i": 63, "j": 7}, sizes | {"i": 1, "j": 1}, sizes | {"i": 0}, sizes | {"b": 0}]
     found = []

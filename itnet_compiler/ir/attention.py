@@ -33,13 +33,14 @@ class Attention(Kernel):
 
     where an operand need not have all labels (it does not depend on those it lacks). A query whose scores are all −∞
     has NaN weights, as in the formula. A ``sink`` is a further score of every query, whose weight goes to no value: it
-    adds exp(sink) to the denominator ("Efficient Streaming Language Models with Attention Sinks", 2023). A step
+    adds exp(sink) to the denominator ("Efficient Streaming Language Models with Attention Sinks", 2023). Scores that
+    are used elsewhere too are given: without queries and keys s is 0, and the first step adds ``scores``. A step
     ``mix`` sums over heads ("Talking-Heads Attention", 2020): ``labels`` are those of the softmax, and mixed heads have
     other labels before (``first``) or behind it (``last``).
 
     Attributes:
-        query: Layout of the operand.
-        key: Layout of the operand.
+        query: Layout of the operand; empty where the scores are given.
+        key: Layout of the operand; likewise.
         value: Layout of the operand.
         output: Layout of the result.
         weights: Layout of the weights in the source: its order of labels is that in which dropout draws.
@@ -72,14 +73,16 @@ class Attention(Kernel):
     @cached_property
     def layouts(self) -> dict[str, Layout]:
         """Layout of every operand by role."""
-        found = {"query": parse(self.query), "key": parse(self.key), "value": parse(self.value)}
+        found = {"query": parse(self.query), "key": parse(self.key)} if self.query else {}
+        found["value"] = parse(self.value)
         found |= {step.role: parse(step.layout) for step in (*self.steps, *self.after) if step.role}
         return found | ({"sink": parse(self.sink)} if self.sink else {})
 
     @cached_property
     def labels(self) -> Labels:
         """Labels of the softmax by what they count, each kind in the order of the weights or the output."""
-        layouts = self.layouts | {"output": parse(self.output), "weights": parse(self.weights)}
+        layouts: dict[str, Layout] = {"query": (), "key": ()} | self.layouts
+        layouts |= {"output": parse(self.output), "weights": parse(self.weights)}
         return sorted_labels({role: labels_of(layout) for role, layout in layouts.items()}, self.steps, self.after)
 
     @cached_property
@@ -117,8 +120,8 @@ class Attention(Kernel):
         parts += ["sink"] if self.sink else []
         parts += ["returns_weights"] if self.returns_weights else []
         text = f"{self.family}({', '.join(parts)})" if parts else self.family
-        layouts = f"(q[{self.query}] k[{self.key}] v[{self.value}] -> [{self.output}])"
-        return text if self._is_plain() else f"{text} {layouts}"
+        pair = f"q[{self.query}] k[{self.key}] " if self.query else ""
+        return text if self._is_plain() else f"{text} ({pair}v[{self.value}] -> [{self.output}])"
 
     def formula(self) -> list[str]:
         """In the labels of the node."""
@@ -134,7 +137,9 @@ class Attention(Kernel):
             "output": (self.last, labels.queries, labels.features),
         }
         layouts = self.layouts | {"output": parse(self.output)}
-        return all(layouts[role] == (*((label,) for label in batch), *end) for role, (batch, *end) in ends.items())
+        return bool(self.query) and all(
+            layouts[role] == (*((label,) for label in batch), *end) for role, (batch, *end) in ends.items()
+        )
 
     def properties(self, domain: Domain) -> frozenset[str]:
         """Linear in the values; normalised where nothing happens to the weights, and no sink takes a part of them."""
@@ -191,9 +196,12 @@ class Attention(Kernel):
             return apply_step(step, scores, spread(step.role, order) if step.role else None), order
 
         order = (*self.first, *labels.queries, *labels.keys)
-        pair = (split("query"), split("key"))
-        own = tuple(label for label in order if label in pair[0][1] + pair[1][1])
-        scores = contracted(pair, own).reshape([sizes[label] if label in own else 1 for label in order])
+        if self.query:
+            pair = (split("query"), split("key"))
+            own = tuple(label for label in order if label in pair[0][1] + pair[1][1])
+            scores = contracted(pair, own).reshape([sizes[label] if label in own else 1 for label in order])
+        else:
+            scores = operands["value"].new_zeros([1 for _ in order])
         scores = scores.expand([sizes[label] for label in order])
         for step in self.steps:
             scores, order = changed(scores, order, step)

@@ -17,10 +17,10 @@ __all__ = ["attention_formula", "separable_formula"]
 def attention_formula(kernel: Attention) -> list[str]:
     """Scores, what is done to them, weights, what is done to those, and the sum of values."""
     labels, layouts = kernel.labels, kernel.layouts
-    query, key = _of("q", labels_of(layouts["query"])), _of("k", labels_of(layouts["key"]))
+    query, key = (_of(role[0], labels_of(layouts.get(role, ()))) for role in ("query", "key"))
     keys = " ".join(labels.keys)
     scores = (*kernel.first, *labels.queries, *labels.keys)
-    lines = [f"{_of('s', scores)} = {_sum(labels.channels)}{query}·{key}"]
+    lines = [f"{_of('s', scores)} = " + (f"{_sum(labels.channels)}{query}·{key}" if kernel.query else "0")]
     lines += [_step("s", step) for step in kernel.steps]
     sink = f" + exp({_of('sink', labels_of(parse(kernel.sink)))})" if kernel.sink else ""
     total = f"(Σ_{keys} exp(s){sink})" if sink else f"Σ_{keys} exp(s)"

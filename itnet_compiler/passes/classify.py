@@ -13,11 +13,14 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
+from .alternatives import adds_alternatives
 from .axes import Analysis, AxisRole, analyse
 from .axes.algebra import Axis
 from .dependence import Dependence, tensors_of
 from .forms.contraction import contraction
-from .match import bind
+from .forms.shifts import SUMS, moved_axes
+from .forms.shifts import read as read_shifts
+from .match import Match, Refusal, bind
 from .operators import (
     CONTRACTIONS,
     CREATIONS,
@@ -40,7 +43,7 @@ from .operators import (
     folds_nothing,
     operator_name,
 )
-from .statistics import is_statistic
+from .statistics import is_statistic, sums_exponentials
 
 __all__ = ["Category", "Classification", "classify", "coverage"]
 
@@ -48,13 +51,18 @@ BATCH, POSITION, FEATURE, UNKNOWN = AxisRole.BATCH, AxisRole.POSITION, AxisRole.
 
 
 class Category(enum.StrEnum):
-    """What a node does to the positions of activations; ``support`` gives none."""
+    """What a node does to the positions of activations; ``support`` gives none.
+
+    What is computed for pairs of positions and is taken by nothing but kernels (scores that two attentions share,
+    distances that become a bias, an index that chooses keys) moves nothing: it says how much an integral moves.
+    """
 
     INTEGRAL = "integral"
     POINTWISE = "pointwise"
     REINDEXING = "re-indexing"
     NORMALISATION = "normalisation"
     ROUTING = "routing"
+    KERNEL = "values of kernels"
     UNMATCHED = "unmatched"
     SUPPORT = "support"
 
@@ -68,17 +76,56 @@ class Classification:
         reason: One phrase.
         mixing: Whether an unmatched node moves, or may move, information between positions. What only relates samples
             of the batch does not.
+        pairs: Whether it is a product for all pairs of positions, which a kernel may be made of.
     """
 
     category: Category
     reason: str
     mixing: bool = True
+    pairs: bool = False
 
 
 def classify(graph: Graph) -> dict[Node, Classification]:
     """The class of every node of ``graph``, by a fresh analysis of its axes; what no table knows is ``unmatched``."""
     analysis = analyse(graph)
-    return {node: _classify(node, analysis) for node in graph.nodes}
+    found = {node: _classify(node, analysis) for node in graph.nodes}
+    for node in reversed(graph.nodes):
+        if found[node].pairs and _is_of_kernels(node, found):
+            found[node] = Classification(Category.KERNEL, "gives values to the kernels of integrals alone")
+    return found
+
+
+_PASSED = frozenset(
+    {Category.POINTWISE, Category.REINDEXING, Category.ROUTING, Category.NORMALISATION, Category.KERNEL}
+)
+_CARRIED = frozenset({"input", "query", "key", "value"})
+# Nodes between a product and the kernels that take it.
+_MOST_BETWEEN = 256
+
+
+def _is_of_kernels(node: Node, classes: Mapping[Node, Classification]) -> bool:
+    """Whether all that comes of ``node`` ends in integrals, as what their kernels are made of."""
+    waiting, seen, ends = list(node.users), {node}, list[Node]()
+    while waiting:
+        user = waiting.pop()
+        if user.op == "output":
+            return False
+        if user in seen or not tensors_of(user) or operator_name(user) in LIKE:
+            continue
+        seen.add(user)
+        if classes[user].category is Category.INTEGRAL:
+            ends.append(user)
+        elif classes[user].category in _PASSED and len(seen) < _MOST_BETWEEN:
+            waiting += user.users
+        else:
+            return False
+    return bool(ends) and all(_makes_kernel(end, seen) for end in ends)
+
+
+def _makes_kernel(end: Node, seen: set[Node]) -> bool:
+    """Whether an integral takes what was ``seen`` for its kernel and not for its values."""
+    taken = {role for role, value in end.kwargs.items() if isinstance(value, Node) and value in seen}
+    return end.meta["integral"].spec.kernel.family == "softmax" and not _CARRIED & taken
 
 
 def coverage(classes: Mapping[Node, Classification]) -> float:
@@ -121,6 +168,8 @@ def _classify_call(node: Node, name: str, analysis: Analysis) -> Classification:
         return _along(name, _roles(node, analysis))
     if name in INDEXED:
         return _of_index(node, name, analysis)
+    if name in SUMS and _adds_shifted_copies(node):
+        return Classification(Category.UNMATCHED, f"{name} of shifted copies of one tensor")
     for table, category, reason in _TABLES:
         if name in table:
             return Classification(category, reason)
@@ -179,14 +228,25 @@ def _along(name: str, roles: set[AxisRole]) -> Classification:
 
 
 def _of_reduction(node: Node, name: str, analysis: Analysis) -> Classification:
+    if adds_alternatives(node):
+        return Classification(Category.POINTWISE, "elementwise, of tensors that are stacked for it")
     roles = _roles(node, analysis)
     statistic = name in STATISTICS | EXTREMA and is_statistic(node)
-    of_a_softmax = name in EXTREMA | {"sum"}
+    of_a_softmax = name in EXTREMA or (name == "sum" and sums_exponentials(node))
     if statistic and (roles <= {FEATURE, POSITION} or not of_a_softmax):
         if POSITION in roles and of_a_softmax:
             return Classification(Category.UNMATCHED, f"{name} of a written-out softmax over a position axis")
         return Classification(Category.NORMALISATION, f"{name} that the values are normalised by")
     return _along(name, roles)
+
+
+def _adds_shifted_copies(node: Node) -> bool:
+    """Whether values of different positions of one tensor are added up."""
+    match = Match(node)
+    try:
+        return bool(moved_axes(read_shifts(node, match), match))
+    except Refusal:
+        return False
 
 
 # ── Products ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -227,10 +287,12 @@ def _of_contraction(node: Node, name: str, analysis: Analysis) -> Classification
 def _of_pairs(between: str, apart: list[set[AxisRole]]) -> Classification:
     """By the axes that each operand has for itself."""
     if all(POSITION in roles for roles in apart):
-        return Classification(Category.UNMATCHED, f"{between}, for all pairs of positions, as in attention written out")
+        reason = f"{between}, for all pairs of positions, as in attention written out"
+        return Classification(Category.UNMATCHED, reason, pairs=True)
     if all(roles == {BATCH} for roles in apart):
         return Classification(Category.UNMATCHED, f"{between}, for all pairs of samples", False)
-    return Classification(Category.UNMATCHED, f"{between}, for all pairs along axes of unknown or different roles")
+    reason = f"{between}, for all pairs along axes of unknown or different roles"
+    return Classification(Category.UNMATCHED, reason, pairs=True)
 
 
 def _common_role(axes: list[Axis]) -> AxisRole:

@@ -119,7 +119,7 @@ def _prepare(
 def _propose(graph: Graph, tried: tuple[Rule, ...], journal: Journal) -> list[tuple[Rule, Proposal]]:
     """Proposals that do not overlap; of two that do, the larger region wins, then the earlier one.
 
-    What is made of numbers alone, such as a causal mask, may be part of several.
+    What is made of numbers alone, such as a causal mask, may be part of several, and so may what only moves values.
     """
     by_anchor: dict[str, list[Rule]] = {}
     for rule in tried:
@@ -136,14 +136,17 @@ def _propose(graph: Graph, tried: tuple[Rule, ...], journal: Journal) -> list[tu
             except Exception as error:
                 journal.add(_refusal(rule, node, Refusal(f"the rule failed: {type(error).__name__}: {error}", node, 0)))
     taken: dict[Node, Rule] = {}
+    lent: dict[Node, Rule] = {}
     kept = []
     for rule, proposal in sorted(offered, key=lambda item: (-len(item[1].region), order[item[1].region[0]])):
-        own = [node for node in proposal.region if not is_made(node)]
-        if other := next((node for node in own if node in taken), None):
-            reason = f"{taken[other].name} takes {other.name}, which this rule would take too"
+        own = [node for node in proposal.region if not proposal.may_stay(node)]
+        claims = {node: taken.get(node) or lent.get(node) for node in own} | {n: taken.get(n) for n in proposal.shared}
+        if other := next((node for node, owner in claims.items() if owner), None):
+            reason = f"{claims[other].name} takes {other.name}, which this rule would take too"
             journal.add(_entry("refused", rule, proposal, reason=reason))
             continue
         taken |= dict.fromkeys(own, rule)
+        lent |= dict.fromkeys(proposal.shared, rule)
         kept.append((rule, proposal))
     return sorted(kept, key=lambda item: order[item[1].region[-1]])
 
@@ -152,7 +155,7 @@ def _region_problem(proposal: Proposal, effects: Effects) -> str | None:
     """Why the region cannot be cut out as one node, or None."""
     inside, outputs = set(proposal.region), set(proposal.outputs)
     for node in proposal.region:
-        if node not in outputs and not is_made(node) and any(user not in inside for user in node.users):
+        if node not in outputs and not proposal.may_stay(node) and any(user not in inside for user in node.users):
             return f"the intermediate value {node.name} is used elsewhere"
     obstacle = effects.obstacle(node for node in proposal.region if not is_made(node))
     if obstacle is not None:
@@ -232,7 +235,7 @@ def _replace(
         node.replace_all_uses_with(result)
         replaced[node] = result
     for node in sorted(proposal.region, reverse=True):
-        if not node.users:  # a constant may be used elsewhere too
+        if not node.users:  # what may stay may be used elsewhere too
             graph.erase_node(node)
     return integral
 

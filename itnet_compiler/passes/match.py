@@ -168,12 +168,18 @@ class Proposal:
         region: Nodes to be replaced, anchor included.
         outputs: Region nodes whose values are used outside. One: the integral takes its place, returning the same
             structure. Several: the integral returns a tuple in this order.
+        shared: Region nodes that only move values about and that others may take too: they stay where these do.
     """
 
     spec: Spec
     operands: dict[str, Any]
     region: tuple[Node, ...]
     outputs: tuple[Node, ...]
+    shared: frozenset[Node] = frozenset()
+
+    def may_stay(self, node: Node) -> bool:
+        """Whether a region node may be used elsewhere, and be part of other regions."""
+        return node in self.shared or is_made(node)
 
 
 RuleFunction = Callable[[Node, Match], Proposal]
@@ -207,12 +213,18 @@ def rule(name: str, *anchors: str) -> Callable[[RuleFunction], Rule]:
     return wrap
 
 
-def propose(spec: Spec, operands: dict[str, Any], *region: Node, outputs: tuple[Node, ...] = ()) -> Proposal:
+def propose(
+    spec: Spec,
+    operands: dict[str, Any],
+    *region: Node,
+    outputs: tuple[Node, ...] = (),
+    shared: frozenset[Node] = frozenset(),
+) -> Proposal:
     """A proposal; operands that are None are dropped, ``outputs`` defaults to the last node of ``region``."""
     kept = {role: value for role, value in operands.items() if value is not None}
     if tuple(kept) != spec.operands:
         raise AssertionError(f"operands {tuple(kept)} do not match the spec's {spec.operands}")
-    return Proposal(spec, kept, region, outputs or region[-1:])
+    return Proposal(spec, kept, region, outputs or region[-1:], shared)
 
 
 def present(operands: dict[str, Any]) -> tuple[str, ...]:

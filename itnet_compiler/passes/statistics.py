@@ -8,12 +8,12 @@ from .dependence import tensors_of
 from .match import bind
 from .operators import EXTREMA, operator_name
 
-__all__ = ["is_statistic"]
+__all__ = ["is_statistic", "sums_exponentials"]
 
 # Between a statistic and the division: epsilon, square root, clamps, broadcasting.
 _STEPS = frozenset(
     "add sub mul div clamp clamp_min clamp_max maximum to float double expand expand_as unsqueeze squeeze view reshape"
-    " getitem pow sqrt square abs neg contiguous clone detach broadcast_to _to_copy type_as".split()
+    " where getitem pow sqrt square abs neg contiguous clone detach broadcast_to _to_copy type_as".split()
 )
 _DIVIDING = frozenset({"rsqrt", "reciprocal"})
 _CASTS = frozenset({"to", "float", "double", "_to_copy", "type_as", "clone", "detach", "contiguous"})
@@ -39,6 +39,21 @@ def is_statistic(node: Node) -> bool:
     return False
 
 
+def sums_exponentials(node: Node) -> bool:
+    """Whether a sum is of exp of something, perhaps masked: what a softmax divides by."""
+    waiting = [(next(iter(bind(node).values())), 3)]
+    while waiting:
+        value, left = waiting.pop()
+        value = _uncast(value)
+        if not isinstance(value, Node) or value.op != "call_function" or not left:
+            continue
+        if operator_name(value) in ("exp", "exp2"):
+            return True
+        if operator_name(value) in ("mul", "where", "masked_fill"):
+            waiting += [(source, left - 1) for source in value.all_input_nodes]
+    return False
+
+
 def _centres(user: Node, name: str, value: Node, source: object) -> bool:
     return name == "sub" and _argument(user, 1) is value and _uncast(_argument(user, 0)) is source
 
@@ -54,6 +69,8 @@ def _divides(user: Node, name: str, value: Node) -> bool:
 
 def _stays(user: Node, value: Node) -> bool:
     """Whether the step computes on the statistic alone, rather than joining it with what it was taken of."""
+    if operator_name(user) == "where":  # a statistic of each sample, or that of all of them
+        return _argument(user, 0) is not value
     if _argument(user, 0) is not value:
         return False
     if len(user.all_input_nodes) == 1 or operator_name(user) in ("expand_as", "type_as", "expand", "view", "reshape"):

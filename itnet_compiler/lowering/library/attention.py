@@ -60,6 +60,8 @@ def fused_form(kernel: Attention) -> FusedForm | str:
     zero = kernel.after == (Step("nan_to_num"),)
     if kernel.after and not zero:
         return f"the weights are changed ({kernel.after[0]})"
+    if not kernel.query:
+        return "the scores are used elsewhere too"
     if kernel.returns_weights:
         return "the weights are returned"
     if kernel.sink:
@@ -242,15 +244,19 @@ class _Writer:
     def written_out(self) -> None:
         kernel, labels = self.kernel, self.labels
         scores = (*_single(kernel.first), labels.queries, labels.keys)
-        held = [set(labels_of(kernel.layouts[role])) for role in ("query", "key")]
-        if all(set(kernel.first) - own for own in held):  # each side would be repeated for what the other one has
+        steps = kernel.steps
+        held = [set(labels_of(kernel.layouts.get(role, ()))) for role in ("query", "key")]
+        if not kernel.query:
+            self.put("s", self.arranger.arranged(steps[0].role, scores))
+            steps = steps[1:]
+        elif all(set(kernel.first) - own for own in held):  # each side would be repeated for what the other one has
             layouts = (kernel.layouts["query"], kernel.layouts["key"])
             self._grouped_product("s", ("query", "key"), layouts, labels.channels, scores)
         else:
             query = self.arranger.arranged("query", (*_single(kernel.first), labels.queries, labels.channels))
             key = self.arranger.arranged("key", (*_single(kernel.first), labels.channels, labels.keys))
             self.put("s", f"matmul({query}, {key})")
-        for step in kernel.steps:
+        for step in steps:
             scores = self._step("s", step, scores)
         if kernel.sink:
             self.put("z", self.arranger.arranged("sink", (*scores[:-1], ())))
@@ -313,7 +319,7 @@ class _Writer:
         if step.kind == "causal":
             layout = parse(step.layout)
             sizes = ", ".join(self.arranger.extent(label) for label in labels_of(layout))
-            self.put("later", f"ones({sizes}, dtype=bool, device=query.device).triu(1)")
+            self.put("later", f"ones({sizes}, dtype=bool, device=value.device).triu(1)")
             later = self.arranger.arranged("later", scores, layout=layout)
             self.put(name, f"{name}.masked_fill({later}, -inf)")
             return scores

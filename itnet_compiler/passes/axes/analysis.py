@@ -28,6 +28,7 @@ from ...ir.layout import parse
 from ...ir.long_convolution import LongConvolution
 from ...ir.mixing import Mixing
 from ...ir.separable import Separable
+from ...ir.stencil import Stencil
 from ...ir.window_sum import WindowSum
 from ..dependence import Dependence, dependences, is_parameter
 from ..operators import operator_name
@@ -151,7 +152,7 @@ class Analysis:
         if isinstance(kernel, Mixing):
             place = len(source) - (2 if kernel.left else 1)
             found = [*source[:place], axis(first.shape[place], AxisRole.POSITION), *source[place + 1 :]]
-        elif isinstance(kernel, (Cumulative, Fourier, LongConvolution)):
+        elif isinstance(kernel, (Cumulative, Fourier, LongConvolution, Stencil)):
             found = resize_all(source, list(first.shape))
         elif isinstance(kernel, WindowSum):
             return self._of_windows(kernel, source, list(first.shape))

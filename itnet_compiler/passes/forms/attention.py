@@ -13,11 +13,11 @@ from typing import Any
 
 from torch.fx import Node
 
-from ...ir.steps import renamed
+from ...ir.steps import Step, renamed
 from ..match import Match, Refusal, bind, shape_of
 from ..operators import operator_name
 from .attention_joins import Joins
-from .attention_steps import LONGEST, Found
+from .attention_steps import LONGEST, Found, Leaf
 from .contraction import Contraction
 from .labels import Axes
 from .products import LOG_SOFTMAXES, SOFTMAXES, as_sum, is_tensor, leads_to_product, leads_to_softmax, read_product
@@ -25,17 +25,23 @@ from .products import LOG_SOFTMAXES, SOFTMAXES, as_sum, is_tensor, leads_to_prod
 __all__ = ["find"]
 
 
-def find(node: Node, match: Match) -> Found:
+def find(node: Node, match: Match, given: Node | None = None) -> Found:
     """The attention whose last operation is ``node``: the sum over values, or the division that normalises it.
+
+    Scores are followed back to the product of queries and keys, or to ``given``, which is among them.
 
     Raises:
         Refusal: with the reason, where there is none.
     """
-    return _Finder(match).run(node)
+    finder = _Finder(match)
+    finder.given = given
+    return finder.run(node)
 
 
 class _Finder(Joins):
     """Finds the softmax and both products."""
+
+    given: Node | None = None
 
     def run(self, node: Node) -> Found:
         found, axes = self.found, self.tracer.fresh(shape_of(node))
@@ -169,6 +175,10 @@ class _Finder(Joins):
         found = self.found
         for _ in range(LONGEST):
             node, axes = self._as_written(node), self.tracer.resolve(axes)
+            if node is self.given:
+                self._given_scores(node, axes)
+                return
+            found.scores.append(node)
             if self._added_in_part(node, axes):
                 continue
             if self._dropped is not None and operator_name(node) == "cat":
@@ -184,6 +194,14 @@ class _Finder(Joins):
             else:
                 node, axes = self._step(node, axes, found.steps, "scores", leads_to_product)
         self.match.refuse("the chain of scores is too long", node)
+
+    def _given_scores(self, node: Node, axes: Axes) -> None:
+        """Scores that are used elsewhere too: one for each pair, as they are."""
+        self.match.require(self._dropped is None, "the weights of some positions are dropped", node)
+        whole = self.tracer.aligned(node, axes)
+        self.match.require(whole == self.tracer.resolve(axes), "scores that are used elsewhere are broadcast", node)
+        self.found.given = Leaf(node, axes)
+        self.found.steps.insert(0, (Step("plus", role="scores"), self.found.given))
 
     def _mixed_scores(self, node: Node, axes: Axes, value: Axes) -> bool:
         """Go on behind a sum over heads; False where the product is rather one of queries and keys."""

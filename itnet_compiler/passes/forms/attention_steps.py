@@ -50,6 +50,8 @@ class Found:
         steps: Of the scores: what is done and the operand, if any.
         after: Of the weights, likewise.
         keys: Labels that the softmax runs over.
+        given: Of the scores, where they are used elsewhere too and what makes them is no part of the region.
+        scores: Nodes from the softmax to the product, or to what is given.
         chain: Nodes from the sum to the softmax with their axes and the number of steps between them and the sum.
         wide: Whether something is cast to float32 on the way.
     """
@@ -65,6 +67,8 @@ class Found:
     steps: list[tuple[Step, Leaf | None]] = field(default_factory=list)
     after: list[tuple[Step, Leaf | None]] = field(default_factory=list)
     keys: tuple[str, ...] = ()
+    given: Leaf | None = None
+    scores: list[Node] = field(default_factory=list)
     chain: list[tuple[Node, Axes, int]] = field(default_factory=list)
     wide: bool = False
 
@@ -284,12 +288,12 @@ class Chains:
     @contextmanager
     def _restored_on_refusal(self) -> Iterator[None]:
         found = self.found
-        lists: tuple[list[Any], ...] = (found.region, found.steps, found.after, found.chain)
-        before, sink = [list(each) for each in lists], found.sink
+        lists: tuple[list[Any], ...] = (found.region, found.steps, found.after, found.chain, found.scores)
+        before, sink, given = [list(each) for each in lists], found.sink, found.given
         try:
             yield
         except Refusal:
-            found.sink = sink
+            found.sink, found.given = sink, given
             for each, old in zip(lists, before, strict=True):
                 each[:] = old
             raise

@@ -218,7 +218,9 @@ def _ways() -> tuple[Way, ...]:
 
 
 def _as_loop(core: Core, emit: Emitter, integral: Maker) -> list[Node]:
-    """Any core: step by step."""
+    """Any core that carries something: step by step."""
+    if not core.body.carried:
+        raise NotALoop("its steps carry nothing from one to the next, and cannot be taken at once")
     spec = Spec(core.kernel(), Past(), "loop", ("initial", "inputs", "shared"))
     values = []
     for ref, axis in zip(core.body.outputs, core.stacked, strict=True):

@@ -34,8 +34,8 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
     if op_name(node) in _SOFTMAXES:
         match.refuse(without_sum(node))
     found = find(node, match)
-    assert found.query is not None
-    assert found.key is not None
+    if (shared := _shared_scores(found)) is not None:
+        found = find(node, match, given=shared)
     assert found.value is not None
     match.require(
         value_of(node).dtype == value_of(found.value.node).dtype, "the result has another dtype than the values", node
@@ -46,13 +46,14 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
     region = sorted(set(found.region))
     steps, operands = naming.steps(found.steps, "mask", "mixer")
     after, more = naming.steps(found.after, "factor", "mixer2")
-    leaves = {"query": found.query, "key": found.key, "value": found.value} | operands | more
+    own_leaves = {"query": found.query, "key": found.key, "value": found.value}
+    leaves: dict[str, Leaf] = {role: leaf for role, leaf in own_leaves.items() if leaf is not None} | operands | more
     leaves |= {"sink": found.sink} if found.sink is not None else {}
     for role, leaf in leaves.items():
         match.require(leaf.node not in region, f"the {role} is part of the attention itself", leaf.node)
     kernel = Attention(
-        query=naming.text(found.query.axes),
-        key=naming.text(found.key.axes),
+        query=naming.text(found.query.axes) if found.query is not None else "",
+        key=naming.text(found.key.axes) if found.key is not None else "",
         value=naming.text(found.value.axes),
         output=naming.text(found.output),
         weights=naming.text(weights),
@@ -65,9 +66,9 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
         memory=memory_order(node),
     )
     labels = kernel.labels
-    own = tuple(label for axis in kernel.layouts["query"] for label in axis)
+    own = tuple(label for axis in kernel.layouts.get("query", ()) for label in axis)
     stray = [label for label in own if label not in (*kernel.first, *labels.queries, *labels.channels)]
-    match.require(not stray, "the queries are summed over positions of their own", found.query.node)
+    match.require(not stray, "the queries are summed over positions of their own", node)
     if kernel.dropout:
         order = [label for axis in naming.layout(weights) for label in axis]
         drawn = [*labels.batch, *labels.queries, *labels.keys]
@@ -76,6 +77,12 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
     spec = Spec(kernel, Keys(causal=causal), "attention", tuple(leaves))
     outputs = (node,) if second is None else (node, second)
     return propose(spec, {role: leaf.node for role, leaf in leaves.items()}, *region, outputs=outputs)
+
+
+def _shared_scores(found: Found) -> Node | None:
+    """The last of the scores that something outside of the region takes too, if any."""
+    inside = set(found.region)
+    return next((one for one in found.scores if one in inside and any(user not in inside for user in one.users)), None)
 
 
 def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Node | None, Axes]:
@@ -168,12 +175,11 @@ class _Naming:
 
     def __init__(self, found: Found, match: Match) -> None:
         tracer: Tracer = found.tracer
-        assert found.query is not None
-        assert found.key is not None
         assert found.value is not None
         self.tracer, self._match = tracer, match
         steps, after = ([self._whole(step) for step, _ in each] for each in (found.steps, found.after))
-        axes = {"query": found.query.axes, "key": found.key.axes, "value": found.value.axes}
+        leaves = {"query": found.query, "key": found.key, "value": found.value}
+        axes: dict[str, Axes] = {role: () if leaf is None else leaf.axes for role, leaf in leaves.items()}
         axes |= {"output": found.output, "weights": found.weights}
         labels = sorted_labels({role: tracer.flat(own) for role, own in axes.items()}, steps, after)
         mixed = [step.new for step in (*steps, *after) if step.kind == "mix"]
@@ -215,7 +221,7 @@ class _Naming:
             if leaf is None:
                 result.append(step)
                 continue
-            own = mixer if step.kind == "mix" else role
+            own = step.role or (mixer if step.kind == "mix" else role)
             name = own if own not in operands else f"{own}{len(operands) + 1}"
             operands[name] = leaf
             result.append(self._named(replace(step, role=name, layout=self.text(leaf.axes))))

@@ -307,6 +307,48 @@ def test_extents_that_are_rounded_quotients_are_taken_apart():
         as_good(model, unified, [torch.randn(shape)])
 
 
+class TwoStreams(nn.Module):
+    """Two attentions over the same scores (LiLT, arXiv 2202.13669)."""
+
+    def __init__(self, shown=False):
+        super().__init__()
+        self.shown = shown
+        self.own = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.other = nn.ModuleList(nn.Linear(8, 4) for _ in range(3))
+
+    def forward(self, x, mask):
+        q, k, v = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in self.own)
+        q2, k2, v2 = (layer(x).unflatten(-1, (2, -1)).transpose(1, 2) for layer in self.other)
+        one, two = (q @ k.mT) / 2, (q2 @ k2.mT) / 2**0.5
+        first = (one + two + mask).softmax(-1) @ v
+        second = (two + one + mask).softmax(-1) @ v2
+        return (first, second, one) if self.shown else (first, second)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_scores_that_two_attentions_share_are_given_to_both(shown):
+    torch.manual_seed(0)
+    model, x, mask = TwoStreams(shown), torch.randn(2, 5, 8), torch.zeros(2, 1, 1, 5)
+    mask[0, ..., 3:] = -1e9
+    unified = itnet.unify(model, (x, mask))
+    nodes = list(unified.integrals.values())
+    assert [node.family for node in nodes] == ["softmax"] * 2
+    assert all(node.verification.status == "verified" and "scores" in node.spec.operands for node in nodes)
+    assert "the scores are used elsewhere too" in nodes[0].source()
+    # What only kernels take moves nothing; scores that are returned may be taken for anything.
+    assert unified.report().to_dict()["coverage"] == pytest.approx(2 / 3 if shown else 1.0)
+    for length in (5, 1, 7):
+        given = torch.randn(3, length, 8), torch.zeros(3, 1, 1, length)
+        slopes = []
+        for network in (model, unified):
+            outputs = network(*given)
+            slopes.append(torch.autograd.grad(sum(out.square().sum() for out in outputs), list(model.parameters())))
+            slopes[-1] += outputs
+        assert all(torch.allclose(one, two, rtol=1e-5, atol=1e-6) for one, two in zip(*slopes, strict=True))
+    again = itnet.unify(copy.deepcopy(unified), (x, mask))
+    assert torch.equal(again(x, mask)[0], unified(x, mask)[0])
+
+
 class Mixed(nn.Module):
     """Products in bfloat16 and a softmax in float32, as autocast runs them."""
 
