@@ -138,9 +138,10 @@ def _put_back(node: Node) -> None:
 
 
 def _subclasses(kind: type) -> set[type]:
-    found, waiting = {kind}, [kind]
+    found: set[type] = {kind}
+    waiting: list[type] = [kind]
     while waiting:
-        below = waiting.pop().__subclasses__()
+        below: list[type] = waiting.pop().__subclasses__()
         found.update(below)
         waiting += below
     return found
