@@ -186,7 +186,7 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
     mode = torch.enable_grad() if grad else torch.no_grad()
     with (
         _quiet(),
-        nothing_lost(),
+        nothing_lost() as kept,
         leaves_installed(),
         limited(PATIENCE if axes == "all" else None),
         # The exporter writes tensors that are not registered for real.
@@ -196,6 +196,7 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
         modes_recorded(),
     ):
         program = torch.export.export(throwaway, args, kwargs, dynamic_shapes=shapes, strict=False)
+        kept.restore(program.graph_module)
     return program, nested
 
 

@@ -1,10 +1,9 @@
-"""What a captured graph would silently lose, refused with a reason: randomness, gradients, checkpointing."""
+"""What a captured graph would silently lose, kept or refused with a reason: randomness, gradients, checkpointing."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 import torch.utils.checkpoint
 
 from ..errors import CaptureError
+from .custom_functions import Kept, functions_kept
 
 __all__ = ["foreign_randomness_kept", "nothing_lost"]
 
@@ -31,15 +31,20 @@ def foreign_randomness_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def nothing_lost() -> Iterator[None]:
-    """Refuse, while a model is traced, what happens in Python and not in operators, and so would not be in a graph.
+def nothing_lost() -> Iterator[Kept]:
+    """Keep or refuse, while a model is traced, what happens in Python and not in operators.
 
-    Draws from Python's or NumPy's generator (a graph would repeat one draw for ever), the backward of a
-    ``torch.autograd.Function`` (a graph differentiates its forward instead), activation checkpointing (a graph keeps
-    what was to be recomputed).
+    Draws from Python's or NumPy's generator are refused (a graph would repeat one draw for ever), and activation
+    checkpointing (a graph keeps what was to be recomputed). Calls of a ``torch.autograd.Function`` are kept whole
+    where that can be done (a graph would differentiate their forward).
     """
-    with foreign_randomness_kept(), _patched(), _no_foreign_randomness():
-        yield
+    with (
+        foreign_randomness_kept(),
+        _no_checkpoints(),
+        functions_kept(_refuse_function) as kept,
+        _no_foreign_randomness(),
+    ):
+        yield kept
 
 
 @contextlib.contextmanager
@@ -60,41 +65,19 @@ def _no_foreign_randomness() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _patched() -> Iterator[None]:
+def _no_checkpoints() -> Iterator[None]:
     thread = threading.get_ident()
-    functions: Any = torch.autograd.function
-    apply, inside = torch.autograd.Function.__dict__["apply"], functions._is_setup_context_defined
     checkpoint = torch.utils.checkpoint._checkpoint_without_reentrant_generator
-
-    def refuse(cls: Any) -> None:
-        if threading.get_ident() == thread and isinstance(cls, type):
-            if cls is torch.utils.checkpoint.CheckpointFunction:
-                _refuse_checkpoint()
-            if not cls.__module__.startswith("torch."):
-                raise _custom_gradient(cls)
-
-    def refuse_function(cls: type, *args: Any, **kwargs: Any) -> Any:
-        refuse(cls)
-        return apply.__get__(None, cls)(*args, **kwargs)
-
-    def refuse_inside(function: Any) -> Any:
-        """What ``apply`` itself calls: an alias of it (``f = F.apply``) was taken before it could be replaced."""
-        refuse(sys._getframe(1).f_locals.get("cls"))
-        return inside(function)
 
     def refuse_checkpoint(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == thread:
             _refuse_checkpoint()
         return checkpoint(*args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(refuse_function)  # type: ignore[method-assign, assignment]
-    functions._is_setup_context_defined = refuse_inside
     torch.utils.checkpoint._checkpoint_without_reentrant_generator = refuse_checkpoint
     try:
         yield
     finally:
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
-        functions._is_setup_context_defined = inside
         torch.utils.checkpoint._checkpoint_without_reentrant_generator = checkpoint
 
 
@@ -114,14 +97,12 @@ _KERNELS = {
 }
 
 
-def _custom_gradient(cls: type) -> CaptureError:
+def _refuse_function(cls: type) -> None:
+    if cls is torch.utils.checkpoint.CheckpointFunction:
+        _refuse_checkpoint()
     package = cls.__module__.partition(".")[0]
     if package in _KERNELS:
-        return CaptureError(
+        raise CaptureError(
             f"forward calls a kernel of {package} ({cls.__qualname__}), which is no operator of torch's",
             remedy=f"to have it captured use {_KERNELS[package]}",
         )
-    return CaptureError(
-        f"forward applies {cls.__qualname__}, whose own backward a captured graph would replace",
-        remedy="to have it captured make it a torch.library.custom_op with register_autograd",
-    )

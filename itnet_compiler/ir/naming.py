@@ -27,11 +27,11 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str | None:
-    """``file.py:12`` of the call, in the innermost frame outside torch."""
+    """``file.py:12`` of the call, in the innermost frame outside torch and what records calls while tracing."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     for file, line in reversed(frames):
         file = file.replace("\\", "/")
-        if "/torch/" not in file and not file.startswith("torch/"):
+        if "/torch/" not in file and not file.startswith("torch/") and "/itnet_compiler/capture/" not in file:
             return f"{file.rsplit('/', 1)[-1]}:{line}"
     return None
 

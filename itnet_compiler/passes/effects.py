@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch.fx import Graph, Node
 
+from .custom import CustomCall
 from .match import op_name
 
 __all__ = ["Effects", "is_random", "written_arguments"]
@@ -20,6 +21,8 @@ __all__ = ["Effects", "is_random", "written_arguments"]
 def is_random(node: Node) -> bool:
     """Whether the node draws from a generator as it is called (dropout at rate 0 or in eval mode does not)."""
     target = node.target
+    if isinstance(target, CustomCall):
+        return target.random
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     rate = _DROPOUT_ARGUMENTS.get(op_name(node))
@@ -71,7 +74,7 @@ def _aliased_arguments(node: Node) -> Iterable[Node]:
             value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
             if argument.alias_info is not None or (maybe and position == 0):
                 yield from (v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Node))
-    elif node.op == "call_module":
+    elif node.op == "call_module" or (isinstance(node.target, CustomCall) and not node.target.views):
         return
     else:
         yield from node.all_input_nodes

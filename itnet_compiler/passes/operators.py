@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from .custom import CustomCall
+
 __all__ = [
     "ALIASES",
     "CONTRACTIONS",
@@ -37,18 +39,26 @@ __all__ = [
     "VIEWS",
     "folds_nothing",
     "operator_name",
+    "schema_name",
 ]
 
 
 def operator_name(node: Node) -> str:
     """Name of the operator called, whatever its overload and whether in place or not."""
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        space, name = target._schema.name.split("::")
-        if name.endswith("_") and not name.endswith("__"):
-            name = name[:-1]
-        return name if space == "aten" else f"{space}.{name}"
-    return str(getattr(target, "__name__", target))
+    if isinstance(target, CustomCall):
+        return "elementwise_function" if target.elementwise else str(target)
+    return (
+        schema_name(target) if isinstance(target, torch._ops.OpOverload) else str(getattr(target, "__name__", target))
+    )
+
+
+def schema_name(target: torch._ops.OpOverload) -> str:
+    """``operator_name`` of the nodes that call ``target``."""
+    space, name = target._schema.name.split("::")
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name if space == "aten" else f"{space}.{name}"
 
 
 def _words(text: str) -> frozenset[str]:
@@ -104,8 +114,8 @@ POINTWISE = COPIES | _words(
     " poisson cauchy log_normal geometric"
     # complex numbers, quantisation
     " conj conj_physical _conj angle polar complex fake_quantize_per_tensor_affine fake_quantize_per_channel_affine"
-    # a mask laid over the last two axes
-    " tril triu"
+    # a mask laid over the last two axes; a custom function (``CustomCall``) that says so
+    " tril triu elementwise_function"
 )
 
 # Another view of the same values; a reshape counts as one, although it may have to copy.

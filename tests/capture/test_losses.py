@@ -20,25 +20,10 @@ class StraightThrough(torch.autograd.Function):
         return gradient
 
 
-class Rounds(nn.Module):
-    def forward(self, x):
-        return StraightThrough.apply(x * 2)
-
-
 def stays(unified):
     """Reasons of the model itself for running its original code."""
     left = unified.report().to_dict()["left"]
     return "; ".join(left[0]["reasons"])
-
-
-def test_a_custom_backward_stays_as_it_is_and_is_named():
-    apply = torch.autograd.Function.__dict__["apply"]
-    unified = itnet.unify(Rounds(), torch.randn(3))
-    assert "StraightThrough" in stays(unified) and "test_losses.py" in stays(unified)
-    assert torch.autograd.Function.__dict__["apply"] is apply
-    x = torch.randn(3, requires_grad=True)
-    unified(x).sum().backward()
-    assert torch.equal(x.grad, torch.full((3,), 2.0))
 
 
 @pytest.mark.parametrize("draw", [random.random, np.random.rand])
@@ -62,15 +47,16 @@ def test_a_mode_that_cannot_be_captured_runs_the_original_code():
 
         def forward(self, x):
             x = self.conv(x)
-            return StraightThrough.apply(x) if self.training else x
+            return x * float(np.random.rand()) if self.training else x
 
     model, x = OnlyWhenTraining().eval(), torch.randn(2, 3, 5)
     unified = itnet.unify(model, x, copy=True)
     assert torch.equal(model(x), unified(x))
     for net in (model, unified):
+        np.random.seed(0)
         net.train()(x).sum().backward()
     assert torch.equal(model.conv.weight.grad, unified.conv.weight.grad) and bool(model.conv.weight.grad.any())
-    assert "StraightThrough" in str(unified.report())
+    assert "random generator" in str(unified.report())
 
 
 @pytest.mark.parametrize("package", ["flash_attn", "xformers", "mamba_ssm", "causal_conv1d", "fla"])

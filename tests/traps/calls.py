@@ -143,7 +143,7 @@ class DataclassInput(Layer):
         return Batch(self.fc(batch.x) * batch.scale, len(batch.names), batch.names)
 
 
-@trap(X, parts=["fc"])
+@trap(X)
 class CustomOutput(Layer):
     """Loses the class of a result, or its methods."""
 

@@ -56,7 +56,7 @@ def two_layers(width=6):
     return nn.Sequential(nn.Linear(width, 8), nn.GELU(), nn.Linear(8, width))
 
 
-@trap(X, parts=["stem", "head"])
+@trap(X)
 class StraightThrough(nn.Module):
     """Loses the backward of sign: autograd of sign itself is zero."""
 
@@ -68,7 +68,7 @@ class StraightThrough(nn.Module):
         return self.head(Sign.apply(self.stem(x)))
 
 
-@trap(X, parts=["features"])
+@trap(X)
 class GradientReversal(nn.Module):
     """Loses the change of sign: the domain head would train the features to help it."""
 
@@ -86,7 +86,7 @@ class Binary(nn.Module):
         return binarise(x)
 
 
-@trap(X, parts=["0", "2"])
+@trap(X)
 class FunctionInSubmodule(nn.Sequential):
     """Loses the backward where the function is called through an alias, deep inside."""
 
@@ -94,7 +94,7 @@ class FunctionInSubmodule(nn.Sequential):
         super().__init__(two_layers(), nn.Sequential(Binary()), two_layers())
 
 
-@trap(X, parts=["first", "second"])
+@trap(X)
 class FunctionOfTwo(nn.Module):
     """Loses the backward of a function with setup_context, two inputs and two outputs."""
 
@@ -106,7 +106,7 @@ class FunctionOfTwo(nn.Module):
         return Scale2.apply(self.first(x), self.second(x))
 
 
-@trap(X, expect="whole", training="parts", parts=["stem", "head"])
+@trap(X)
 class FunctionInTrainingOnly(nn.Module):
     """Loses a backward that eval mode, where the model is captured first, does not show."""
 

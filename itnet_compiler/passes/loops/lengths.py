@@ -29,6 +29,7 @@ from ...ir.kernel import Spec
 from ...ir.loop import SHORT, Loop
 from ...ir.mode import mode_of
 from ...lowering.base import default_lowering
+from ..custom import CustomCall
 from ..operators import operator_name
 from ..sampling import sizes_of
 from .emitter import Emitter
@@ -177,7 +178,7 @@ class _Generaliser:
         if a.op == "placeholder":
             self._check_input(a, mine, theirs)
         value = self._merged_value(mine, theirs, a)
-        if value is mine or not isinstance(a.target, torch._ops.OpOverload):
+        if value is mine or not isinstance(a.target, (torch._ops.OpOverload, CustomCall)):
             return value
         try:
             made = self.emit.run(a.target, *twin.args, **twin.kwargs)
