@@ -41,7 +41,7 @@ class Memory(Kernel):
         raise NotImplementedError
 
     def finished(self, y: Tensor, last: Tensor, **operands: Any) -> tuple[Tensor, Tensor]:
-        """What the node returns, from y [B, H, T, V] and the last state."""
+        """What the node returns, from y [B, H, T, V] and the last state; its first result is contiguous."""
         raise NotImplementedError
 
     def properties(self, domain: Domain) -> frozenset[str]:
@@ -114,7 +114,9 @@ class StateSpaceDual(Memory):
 
     def finished(self, y: Tensor, last: Tensor, **operands: Any) -> tuple[Tensor, Tensor]:
         y, D = y.transpose(1, 2), operands.get("D")
-        return y if D is None else y + D[..., None] * _wide(operands["input"]), last.transpose(-1, -2)
+        # The first term decides the order in memory, on which a view behind the node may rely.
+        y = y.contiguous() if D is None else (D[..., None] * _wide(operands["input"])).contiguous() + y
+        return y, last.transpose(-1, -2)
 
     def miniature(self, domain: Domain, roles: tuple[str, ...]) -> Sample:
         return self._sample(3, 5, (4, 2), 6, 7, roles)
@@ -189,7 +191,7 @@ class GatedDelta(Memory):
         return made if initial is None else made | {"initial": initial.to(value.dtype)}
 
     def finished(self, y: Tensor, last: Tensor, **operands: Any) -> tuple[Tensor, Tensor]:
-        return y.transpose(1, 2).to(operands["query"].dtype), last
+        return y.to(operands["query"].dtype).transpose(1, 2).contiguous(), last
 
     def miniature(self, domain: Domain, roles: tuple[str, ...]) -> Sample:
         return self._sample(3, 5, (4, 2), 6, 7, roles)

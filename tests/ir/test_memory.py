@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from itnet_compiler.ir.domain import Past
 from itnet_compiler.ir.memory import GatedDelta, StateSpaceDual
 from itnet_compiler.lowering.base import find_lowering
 from tests.conformance import check_case, conformance_cases, relative_error
@@ -32,3 +33,17 @@ def test_half_precision_accumulates_in_float32():
         ):
             assert (y.dtype, last.dtype) == (wanted, torch.float32)
             assert relative_error(last, exact[1]) <= 1e-2
+
+
+@pytest.mark.parametrize("lowering", ["scan", "reference", "chunked"])
+@pytest.mark.parametrize("roles", [(), ("input", "delta", "A", "B", "C")])
+def test_the_result_is_contiguous_whatever_the_operands_are(lowering, roles):
+    """Models view it as [batch, time, heads · width] at once, as their own functions allow."""
+    for kernel in (StateSpaceDual(), GatedDelta(1e-6)):
+        if (lowering == "chunked" or roles) and isinstance(kernel, GatedDelta):
+            continue
+        sample = kernel.miniature(Past(), roles)
+        operands = sample.operands(torch.float32, torch.Generator().manual_seed(0))
+        moved = {role: value.mT.contiguous().mT if value.dim() > 1 else value for role, value in operands.items()}
+        y, _ = find_lowering(lowering).build(sample.spec).function(**moved)
+        assert y.is_contiguous()
