@@ -15,39 +15,50 @@ import torch
 from torch import Tensor
 
 from ..ir.domain import Past
+from ..ir.gated import Gated
 from ..ir.kernel import Spec
 from ..ir.loop import Loop
 from ..ir.pair.dense import run
 from ..ir.row_reverse import irregular
 from ..ir.row_step import NotRows, RowStep, row_step
 from .base import Lowered, Lowering, Support
+from .cells import layer_runner, refusals
+from .library.gated import lower as library_layer
 from .library.loop import lower as library
 
 __all__ = ["Fused"]
 
 
 class Fused(Lowering):
-    """Loops whose step treats every row of a batch alone. The default where it can run, and llvmlite is installed."""
+    """Loops whose step treats every row of a batch alone, recurrent layers among them that were written out.
+
+    The default where it can run, and llvmlite is installed.
+    """
 
     name = "fused"
     rank = -1
 
     def supports(self, spec: Spec) -> Support:
-        if not isinstance(spec.kernel, Loop):
+        if not isinstance(spec.kernel, (Gated, Loop)):
             return Support((f"the {type(spec.kernel).__name__} kernel is no loop",))
         if importlib.util.find_spec("llvmlite") is None:
             return Support(("llvmlite is not installed",))
+        if isinstance(spec.kernel, Gated):
+            return Support(refusals(spec))
         found = _step(spec.kernel)
         return Support() if isinstance(found, RowStep) else Support(found)
 
     def build(self, spec: Spec) -> Lowered:
-        kernel = spec.kernel
+        kernel, roles = spec.kernel, ", ".join(spec.operands)
+        if isinstance(kernel, Gated):
+            layer = layer_runner(kernel, library_layer(spec).function)
+            return Lowered(spec.operands, f"run_layer({roles})", {"run_layer": layer})
         assert isinstance(kernel, Loop)
         step, other = _step(kernel), library(spec)
         assert isinstance(step, RowStep)
         text = f"# float32 on the CPU: machine code of the step\n{step.program.describe()}\n# else\n{other.text}"
         scope = {"run_loop": _runner(kernel, step, other.function)}
-        return Lowered(spec.operands, f"run_loop({', '.join(spec.operands)})", scope, text=text)
+        return Lowered(spec.operands, f"run_loop({roles})", scope, text=text)
 
 
 @lru_cache(maxsize=256)
@@ -96,6 +107,8 @@ def _runner(kernel: Loop, step: RowStep, other: Callable[..., Any]) -> Callable[
     def fits(initial: Sequence[Tensor], inputs: Sequence[Tensor], shared: Sequence[Tensor]) -> bool:
         tensors = (*initial, *inputs, *shared)
         if any(one.dtype != torch.float32 or one.device.type != "cpu" for one in tensors):
+            return False
+        if torch.is_autocast_enabled("cpu"):  # products are in half precision there
             return False
         lead = tuple(initial[0].shape[:-1])
         for letters, group in (("h", initial), ("x", inputs), ("rw", shared)):

@@ -7,6 +7,7 @@ import torch
 
 from itnet_compiler.ir.body import Body, Call, Progression, Ref
 from itnet_compiler.ir.domain import Past
+from itnet_compiler.ir.gated import Gated
 from itnet_compiler.ir.kernel import Spec
 from itnet_compiler.ir.loop import Loop
 from itnet_compiler.lowering.base import default_lowering, find_lowering
@@ -48,6 +49,39 @@ def test_other_operands_run_in_the_library(change):
         other["initial"] = [other["initial"][0][:1]]
     kernel = lowered.function(*other.values()), loop("sine", given, 1).evaluate(Past(), **other)
     assert torch.equal(kernel[0][0], kernel[1][0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cell", ["gru", "rnn_tanh", "rnn_relu"])
+def test_a_layer_that_was_written_out_is_the_librarys(cell, bias, batch_first):
+    kernel = Gated(cell, bias=bias, batch_first=batch_first, training=True)
+    spec = Spec(kernel, Past(), f"{cell} loop", ("input", "hidden", "weights"))
+    assert default_lowering(spec).name == "fused"
+    gates = 3 if cell == "gru" else 1
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(gates * 4, 3), (gates * 4, 4), *[(gates * 4,)] * (2 * bias)]
+    given = [torch.randn(size, generator=generator) / 2 for size in [(5, 2, 3), (1, 2, 4), *sizes]]
+    found = []
+    for lowering in ("fused", "library"):
+        x, hidden, *weights = [one.clone().requires_grad_() for one in given]
+        made = find_lowering(lowering).build(spec).function(x.transpose(0, 1) if batch_first else x, hidden, weights)
+        sum(one.square().sum() for one in made).backward()
+        found.append([*made, x.grad, hidden.grad, *(one.grad for one in weights)])
+    torch.testing.assert_close(*found)
+
+
+def test_what_the_source_called_stays_what_it_called():
+    spec = Spec(Gated("gru"), Past(), "gru", ("input", "hidden", "weights"))
+    assert default_lowering(spec).name == "library"
+
+
+def test_under_autocast_the_library_runs():
+    given = example("normalised", 3, 4, 1)
+    spec = Spec(loop("normalised", given, 1), Past(), "loop", ROLES)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [find_lowering(name).build(spec).function(*given.values()) for name in ("fused", "library")]
+    assert torch.equal(found[0][0], found[1][0])
 
 
 H, X, W, FIRST = Ref("carry", 0), Ref("step", 0), Ref("shared", 0), Ref("local", 0)

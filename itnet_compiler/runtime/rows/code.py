@@ -62,9 +62,10 @@ class Steps:
     rows: int
 
 
-def panel(width: int) -> int:
+def panel(width: int, rows: int) -> int:
     """Vectors of a product's result that are summed at once: as many as registers allow, with the least waste."""
-    vectors, most = math.ceil(width / lanes()), 6 if lanes() == 16 else 2
+    sums = 24 if lanes() == 16 else 12
+    vectors, most = math.ceil(width / lanes()), max(1, min(6, sums // rows))
     return min(range(1, most + 1), key=lambda count: (math.ceil(vectors / count) * count, -count))
 
 
@@ -352,7 +353,7 @@ class _Writer:
         """x times a matrix, panel by panel: a panel holds, for each entry of x, the next ``panel`` vectors."""
         b, value, m = self.b, self.program.values[number], self.m
         x, weight = value.args
-        columns, count = self.program.values[x].size, panel(value.size)
+        columns, count = self.program.values[x].size, panel(value.size, self.steps.rows)
         stride = count * m.lanes
         panels = math.ceil(value.size / stride)
         place = self._place(x)

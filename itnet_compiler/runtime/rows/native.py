@@ -22,7 +22,7 @@ from .problem import CHUNK, Problem
 __all__ = ["Native"]
 
 # Blocks of rows share one pass over a matrix.
-_ROWS = 4
+_ROWS = 8
 
 
 class Native:
@@ -35,14 +35,14 @@ class Native:
         names = {item.name: item.number for item in program.inputs}
         vectors = [n for name, n in names.items() if name[0] == "w" and len(program.values[n].shape) < 2]
         matrices = list(dict.fromkeys(value.args[1] for value in program.values if value.op == "linear"))
+        block = min(_ROWS, math.ceil(self.rows / torch.get_num_threads()))
+        size = 1 << (block - 1).bit_length()
         self.shared = [_padded(problem.operand(str(program.values[number].attrs[0]))) for number in vectors]
-        self.shared += [_panels(_matrix(problem, program, number)) for number in matrices]
+        self.shared += [_panels(_matrix(problem, program, number), size) for number in matrices]
         inside = {name for name, _ in carried}
         self.names = [name for name in names if name[0] != "w" and name not in inside]
         taken = tuple(names[name] for name in self.names)
         places = tuple((names.get(name, -1), place) for name, place in carried)
-        block = min(_ROWS, math.ceil(self.rows / torch.get_num_threads()))
-        size = 1 << (block - 1).bit_length()
         self.steps = Steps(program, places, problem.widths, taken, (*vectors, *matrices), written, size)
 
     def run(
@@ -109,9 +109,9 @@ def _padded(vector: Tensor) -> Tensor:
     return torch.nn.functional.pad(flat_vector, (0, 2 * lanes()))
 
 
-def _panels(matrix: Tensor) -> Tensor:
+def _panels(matrix: Tensor, rows: int) -> Tensor:
     """(m, n) as (panels, n, entries of a panel), zeros behind the end."""
-    stride = code.panel(matrix.shape[0]) * lanes()
+    stride = code.panel(matrix.shape[0], rows) * lanes()
     panels = math.ceil(matrix.shape[0] / stride)
     found = matrix.new_zeros((panels, matrix.shape[1], stride))
     for place in range(panels):
