@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -87,7 +88,7 @@ def test_capture_time_row():
 def test_loop_row():
     line = loops.row("sine", 9, seconds=0.05, patience=0)
     assert len(line) == len(loops.HEADER) + len(loops.MORE)
-    assert line[1] == "loop (library)"
+    assert line[1] == ("loop (fused)" if importlib.util.find_spec("llvmlite") else "loop (library)")
 
 
 @pytest.mark.foreign

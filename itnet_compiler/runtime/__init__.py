@@ -1,4 +1,5 @@
 """The runtime: generated code, variants, and the choice between them at every call."""
 
+from . import rows as rows  # registers torch.ops.itnet.row_loop
 from . import scan as scan  # registers torch.ops.itnet.*
 from . import tiled as tiled  # registers torch.ops.itnet.pair_integral

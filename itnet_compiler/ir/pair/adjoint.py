@@ -7,11 +7,11 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from .builder import Builder
-from .program import PAIR, Program, Shape, without_dead_values
+from .program import PAIR, Program, Shape, Value, without_dead_values
 
-__all__ = ["Adjoint", "Product", "adjoint"]
+__all__ = ["RECORDED", "SEED", "Adjoint", "Product", "adjoint"]
 
-SEED = "cotangent"
+SEED, RECORDED = "cotangent", "recorded"
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class Adjoint:
     """What ``adjoint`` finds.
 
     Attributes:
-        program: The program again, then its reverse; one more input, ``cotangent``, of the output's shape and of the
-            pair. Its outputs are the forward output; the cotangents of ``inputs`` for one pair, to be summed over
-            all pairs that share the input; left and right of each product.
+        program: The program again, then its reverse; one more input for each output, of its shape and of the pair:
+            ``cotangent`` where there is one, else ``cotangent_0`` and so on. Its outputs are the forward outputs; the
+            cotangents of ``inputs`` for one pair, to be summed over all pairs that share the input; left and right of
+            each product.
         inputs: Names of the inputs that a cotangent reaches, other than through ``products``.
         products: Cotangents of the matrices of linear maps.
     """
@@ -46,24 +47,29 @@ class Adjoint:
     products: tuple[Product, ...]
 
 
-def adjoint(program: Program, wanted: Container[str] | None = None) -> Adjoint:
-    """Differentiate a program of one output with respect to the inputs ``wanted`` (None: all of them)."""
+def adjoint(program: Program, wanted: Container[str] | None = None, recorded: Sequence[int] = ()) -> Adjoint:
+    """Differentiate a program with respect to the inputs ``wanted`` (None: all of them).
+
+    Values that are ``recorded`` are inputs of the reverse program, ``recorded_0`` and so on, not computed again.
+    """
     reverse = _Reverse(program, wanted)
     reverse.run()
+    for place, number in enumerate(recorded):
+        shape = program.values[number].shape
+        reverse.b.values[number] = Value("input", (), shape, (f"{RECORDED}_{place}", PAIR))
     names = tuple(
         item.name for item in program.inputs if item.number in reverse.cotangents and reverse.needed[item.number]
     )
     numbers = {item.name: item.number for item in program.inputs}
-    (output,) = program.outputs
-    kept = [output, *(reverse.cotangents[numbers[name]] for name in names)]
+    kept = [*program.outputs, *(reverse.cotangents[numbers[name]] for name in names)]
     for product in reverse.products:
         kept += [product.left, product.right]
-    return _compact(reverse.b.program(kept), names, reverse.products)
+    return _compact(reverse.b.program(kept), len(program.outputs), names, reverse.products)
 
 
-def _compact(program: Program, names: tuple[str, ...], products: Sequence[Product]) -> Adjoint:
+def _compact(program: Program, outputs: int, names: tuple[str, ...], products: Sequence[Product]) -> Adjoint:
     lean = without_dead_values(program)
-    count = 1 + len(names)
+    count = outputs + len(names)
     pairs = lean.outputs[count:]
     found = tuple(
         Product(product.matrix, pairs[2 * place], pairs[2 * place + 1]) for place, product in enumerate(products)
@@ -84,9 +90,11 @@ class _Reverse:
         self.products: list[Product] = []
 
     def run(self) -> None:
-        (output,) = self.forward.outputs
-        self.cotangents[output] = self.b.input(SEED, PAIR, self.forward.values[output].shape)
         self.needed = needed = self._needed()
+        outputs = self.forward.outputs
+        for place, output in enumerate(outputs):
+            name = SEED if len(outputs) == 1 else f"{SEED}_{place}"
+            self._add(output, self.b.input(name, PAIR, self.forward.values[output].shape))
         for number in range(len(self.forward.values) - 1, -1, -1):
             value = self.forward.values[number]
             if number in self.cotangents and value.op not in ("input", "constant"):
@@ -158,11 +166,13 @@ class _Reverse:
     def _linear(self, args: tuple[int, ...], g: int) -> list[int | None]:
         x, weight = args
         b = self.b
-        matrix = self.forward.values[weight]
+        matrix, sides = self.forward.values[weight], (g, x)
+        if matrix.op == "permute":
+            matrix, sides = self.forward.values[matrix.args[0]], (x, g)
         if matrix.op != "input":
             raise ValueError("the matrix of a linear map is no input")
         if self.needed[weight]:
-            self.products.append(Product(str(matrix.attrs[0]), g, x))
+            self.products.append(Product(str(matrix.attrs[0]), *sides))
         return [b.linear(g, b.transpose(weight)) if self.needed[x] else None, None]
 
     def _cat(self, parts: tuple[int, ...], axis: int, g: int) -> list[int | None]:

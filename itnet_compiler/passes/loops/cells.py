@@ -17,7 +17,6 @@ from ...ir.body import Ref
 from ...ir.domain import Past
 from ...ir.gated import Gated
 from ...ir.kernel import Spec
-from ..operators import operator_name
 from .core import Core
 from .emitter import Emitter
 from .gates import Gate, NotAGate, Reader, Rows
@@ -51,8 +50,6 @@ def as_layer(core: Core, emit: Emitter, integral: Callable[..., Node]) -> list[N
     if cell is None or not _fits(core, cell):
         return None
     source, axis = cell.given
-    if operator_name(source) == "movedim" and source.args[1:] == (1, 0) and axis == 0:
-        source, axis = source.args[0], 1  # type: ignore[assignment]
     weights = cell.weights(emit)
     hidden: Any = [emit("aten.unsqueeze.default", core.initial[state], 0) for state in cell.states]
     kernel = Gated(cell.kind, bias=len(weights) == 4, training=True, batch_first=axis == 1)

@@ -81,6 +81,15 @@ class _Timed:
 Value = Any
 
 
+def _timed(node: Node, axis: int) -> _Timed:
+    """A node with its axis of time; one whose time was moved to the front is read where it was."""
+    while axis == 0 and operator_name(node) == "movedim" and node.args[2] == 0 and isinstance(node.args[0], Node):
+        node, axis = node.args[0], int(node.args[1])  # type: ignore[arg-type]
+        if axis < 0:
+            axis += node.meta["val"].dim()
+    return _Timed(node, axis)
+
+
 class Reader:
     """Reads the body of one core, of which carried value ``state`` feeds the gates."""
 
@@ -97,8 +106,8 @@ class Reader:
             first, *others = value.node.args
             rest: list[Any] = list(others)
             if name == "add":
-                rest = [_Timed(item, value.axis) if _is_computed(item) else item for item in rest]
-            return name, (_Timed(first, value.axis) if isinstance(first, Node) else first, *rest)
+                rest = [_timed(item, value.axis) if _is_computed(item) else item for item in rest]
+            return name, (_timed(first, value.axis) if isinstance(first, Node) else first, *rest)
         return "", ()
 
     def _is_readable(self, node: Node) -> bool:
@@ -108,7 +117,7 @@ class Reader:
     def given(self, value: Value) -> Value:
         """A step reference as the graph node behind it."""
         if isinstance(value, Ref) and value.kind == "step":
-            return _Timed(*self.core.inputs[value.index])
+            return _timed(*self.core.inputs[value.index])
         return value
 
     def type(self, value: Value) -> Any:

@@ -121,12 +121,25 @@ class Rewrite:
     def _all_steps(self, ref: Ref) -> Node:
         """A reference with the time axis in front."""
         if ref not in self.timed:
+            if ref.kind == "local" and ref not in self.whole:
+                self._in_place(ref)
             if ref in self.whole:
                 node, axis = self.whole[ref]
                 self.timed[ref] = self.emit("aten.movedim.int", node, axis, 0) if axis else node
             else:
                 self.timed[ref] = self._late(ref.index) if ref.kind == "carry" else self._batch(ref.index)
         return self.timed[ref]
+
+    def _in_place(self, ref: Ref) -> None:
+        """A linear map of a whole tensor, done where that has its time: in front of it the product would copy it."""
+        call = self.rolled.calls[ref.index]
+        if call.name != "linear" or call.kwargs or not isinstance(call.args[0], Ref):
+            return
+        given, weights = call.args[0], call.args[1:]
+        if given in self.whole and not any(self._is_timed(one) for one in refs_of(weights)):
+            node, axis = self.whole[given]
+            if 0 < axis < node.meta["val"].dim() - 1:
+                self.whole[ref] = self.emit(call.target, node, *map(self._operand, weights)), axis
 
     def _late(self, index: int) -> Node:
         """A carried value that is one step late: the initial one, then all but the last."""
@@ -203,12 +216,18 @@ class Rewrite:
             program,
             self.loop.steps,
             [self.rolled.initial[index] for index in kept],
-            [self.whole[ref] if ref in self.whole else (self._all_steps(ref), 0) for ref in given["step"]],
+            [self._given(ref) for ref in given["step"]],
             [self._shared(ref) for ref in given["shared"]],
             [self._axis_of(ref) for ref in outputs],
             {fresh: self.types[old] for old, fresh in new.items()},
             mode_of(self.loop.nodes[0]),
         )
+
+    def _given(self, ref: Ref) -> tuple[Node, int]:
+        """All steps of a value, with the axis of time that it has."""
+        if ref not in self.whole and ref.kind == "local":
+            self._in_place(ref)
+        return self.whole[ref] if ref in self.whole else (self._all_steps(ref), 0)
 
     def _from_core(self, ref: Ref) -> bool:
         if ref.kind == "carry":

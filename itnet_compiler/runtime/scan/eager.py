@@ -91,25 +91,27 @@ def selective_scan_backward(
 def matrix_scan(
     query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor | None, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Operands [P, T, ·]; y [P, T, V], last [P, K, V]. With ``beta`` it is the delta rule."""
-    shape = (query.shape[0], query.shape[2], value.shape[2])
-    state = query.new_zeros(shape) if initial is None else initial.clone()
+    """Operands […, T, ·] with the same leading axes, in any layout; y […, T, V], laid out as ``value`` in dense memory;
+    last […, K, V], contiguous. With ``beta`` it is the delta rule.
+    """
+    *batch, time, keys = query.shape
+    state = query.new_zeros((*batch, keys, value.shape[-1])) if initial is None else initial
     y = torch.empty_like(value)
-    for t in range(query.shape[1]):
+    for t in range(time):
         state = _matrix_step(state, t, key, value, beta, decay)[2]
-        y[:, t] = torch.einsum("pkv,pk->pv", state, query[:, t])
-    return y, state
+        y[..., t, :] = torch.einsum("...kv,...k->...v", state, query[..., t, :])
+    return y, state.clone(memory_format=torch.contiguous_format)
 
 
 def _matrix_step(
     state: Tensor, t: int, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The decayed state, what is written along the key, and the state after the step."""
-    decayed = state if decay is None else decay[:, t, :, None] * state
-    written = value[:, t]
+    decayed = state if decay is None else decay[..., t, :, None] * state
+    written = value[..., t, :]
     if beta is not None:
-        written = beta[:, t] * (written - torch.einsum("pkv,pk->pv", decayed, key[:, t]))
-    return decayed, written, decayed + key[:, t, :, None] * written[:, None, :]
+        written = beta[..., t, :] * (written - torch.einsum("...kv,...k->...v", decayed, key[..., t, :]))
+    return decayed, written, decayed + key[..., t, :, None] * written[..., None, :]
 
 
 def matrix_scan_backward(

@@ -240,7 +240,7 @@ LIBRARY.define(
 
 
 class _Matrix:
-    """The operands of a matrix scan with one common batch shape, flattened to [P, T, ·]."""
+    """The operands of a matrix scan with one common batch shape."""
 
     def __init__(
         self,
@@ -267,26 +267,22 @@ class _Matrix:
         self.batch = torch.broadcast_shapes(*(one.shape[:-2] for one in given if one is not None))
         self.given = given
 
-    def flat(self) -> list[Tensor | None]:
-        """Contiguous operands [P, T, ·] in the dtype of accumulation; a None stays None."""
-        wide, rows = _wide(self.dtype), self.batch.numel()
-        return [
-            None
-            if one is None
-            else one.to(wide).expand(*self.batch, *one.shape[-2:]).reshape(rows, *one.shape[-2:]).contiguous()
-            for one in self.given
-        ]
+    def whole(self) -> list[Tensor | None]:
+        """Operands [*batch, T, ·] in the dtype of accumulation, where they lie; a None stays None."""
+        wide = _wide(self.dtype)
+        return [None if one is None else one.to(wide).expand(*self.batch, *one.shape[-2:]) for one in self.given]
 
-    def outputs(self, y: Tensor, last: Tensor) -> Tensors:
-        """Results [P, T, V] and [P, K, V] in the common batch shape."""
-        shapes = (*self.batch, self.time, self.values), (*self.batch, self.keys, self.values)
-        return y.to(self.dtype).view(shapes[0]), last.to(self.dtype).view(shapes[1])
+    def flat(self) -> list[Tensor | None]:
+        """The same, contiguous and flattened to [P, T, ·]."""
+        rows = self.batch.numel()
+        return [None if one is None else one.reshape(rows, *one.shape[-2:]).contiguous() for one in self.whole()]
 
 
 def _matrix_run(operands: _Matrix) -> Tensors:
-    device = operands.given[0]
-    assert device is not None
-    return operands.outputs(*backends.of(device).matrix_scan(*operands.flat()))
+    query, *rest = operands.whole()
+    assert query is not None
+    y, last = backends.of(query).matrix_scan(query, *rest)
+    return y.to(operands.dtype), last.to(operands.dtype)
 
 
 def _matrix_scan(
@@ -307,10 +303,11 @@ def _delta_scan(
 
 
 def _matrix_empty(operands: _Matrix) -> Tensors:
-    query = operands.given[0]
+    query, _, value, *_ = operands.whole()
     assert query is not None
-    y = query.new_empty((*operands.batch, operands.time, operands.values), dtype=operands.dtype)
-    return y, query.new_empty((*operands.batch, operands.keys, operands.values), dtype=operands.dtype)
+    assert value is not None
+    last = query.new_empty((*operands.batch, operands.keys, operands.values), dtype=operands.dtype)
+    return torch.empty_like(value, dtype=operands.dtype), last
 
 
 def _matrix_shapes(

@@ -14,7 +14,7 @@ from ...ir.pair.program import PAIR, QUERY, SHARED, SOURCE, Program, Shape
 from .schedule import Loop, Schedule
 from .vector_math import FUNCTIONS, VectorMath
 
-__all__ = ["GROUPS", "INDEX", "Frame", "Layout", "VectorCode", "loop", "unsupported"]
+__all__ = ["GROUPS", "INDEX", "Frame", "Layout", "VectorCode", "elementwise", "loop", "unsupported"]
 
 INDEX = ir.IntType(64)
 # Vectors that a tile of sources is made of.
@@ -167,7 +167,7 @@ class VectorCode:
                     args.append(made[arg])
                 else:
                     args.append(self._broadcast(b, frame, arg, value.shape, element, group))
-            made[number] = self._elementwise(b, value.op, args)
+            made[number] = elementwise(self.m, b, value.op, args)
         for number, result in made.items():
             if number in self.plan.stored:
                 self.store(b, result, self.slot(b, frame, number), element, group)
@@ -218,7 +218,7 @@ class VectorCode:
             index = [outer[axis] if axis in outer else inner[axis] for axis in range(len(own))]
             x = self.read(b, frame, arg, _joined(b, index, own), group)
             total = b.load(room)
-            b.store(b.fadd(total, x) if value.op == "sum" else self._larger(b, total, x), room)
+            b.store(b.fadd(total, x) if value.op == "sum" else _larger(b, total, x), room)
         return b.load(room)
 
     def _cat(self, b: ir.IRBuilder, frame: Frame, item: Loop) -> None:
@@ -300,43 +300,42 @@ class VectorCode:
         b.store(start, room)
         return room
 
-    # -- Elementwise ---------------------------------------------------------------------------------------------
 
-    def _elementwise(self, b: ir.IRBuilder, op: str, args: Sequence[Any]) -> Any:
-        """One primitive; truth values are 1 and 0."""
-        m = self.m
-        x = args[0]
-        if op in _DIRECT:
-            return getattr(b, _DIRECT[op])(*args)
-        if op in FUNCTIONS:
-            return m.call(b, op, x)
-        if op in _COMPARE:
-            compare = b.fcmp_unordered if op == "ne" else b.fcmp_ordered
-            return b.uitofp(compare(_COMPARE[op], *args), m.vector)
-        if op == "where":
-            return b.select(b.fcmp_unordered("!=", x, m.splat(0.0)), args[1], args[2])
-        if op in ("neg", "detach", "real"):
-            return b.fneg(x) if op == "neg" else x
-        if op in ("abs", "floor", "sqrt"):
-            return m.unary(b, "fabs" if op == "abs" else op, x)
-        if op in ("reciprocal", "rsqrt"):
-            return b.fdiv(m.splat(1.0), x if op == "reciprocal" else m.unary(b, "sqrt", x))
-        if op == "relu":
-            return b.select(b.fcmp_ordered("<", x, m.splat(0.0)), m.splat(0.0), x)
-        if op in ("maximum", "minimum"):
-            return self._larger(b, *args) if op == "maximum" else b.fneg(self._larger(b, *map(b.fneg, args)))
-        if op == "sign":
-            one = m.binary(b, "copysign", m.splat(1.0), x)
-            return b.select(b.fcmp_ordered("==", x, m.splat(0.0)), m.splat(0.0), one)
-        if op == "not":
-            return b.fsub(m.splat(1.0), x)
-        if op in ("and", "or"):
-            return m.binary(b, "minnum" if op == "and" else "maxnum", *args)
-        raise ValueError(f"{op} has no vector form")
+def elementwise(m: VectorMath, b: ir.IRBuilder, op: str, args: Sequence[Any]) -> Any:
+    """One primitive on vectors; truth values are 1 and 0."""
+    x = args[0]
+    if op in _DIRECT:
+        return getattr(b, _DIRECT[op])(*args)
+    if op in FUNCTIONS:
+        return m.call(b, op, x)
+    if op in _COMPARE:
+        compare = b.fcmp_unordered if op == "ne" else b.fcmp_ordered
+        return b.uitofp(compare(_COMPARE[op], *args), m.vector)
+    if op == "where":
+        return b.select(b.fcmp_unordered("!=", x, m.splat(0.0)), args[1], args[2])
+    if op in ("neg", "detach", "real"):
+        return b.fneg(x) if op == "neg" else x
+    if op in ("abs", "floor", "sqrt"):
+        return m.unary(b, "fabs" if op == "abs" else op, x)
+    if op in ("reciprocal", "rsqrt"):
+        return b.fdiv(m.splat(1.0), x if op == "reciprocal" else m.unary(b, "sqrt", x))
+    if op == "relu":
+        return b.select(b.fcmp_ordered("<", x, m.splat(0.0)), m.splat(0.0), x)
+    if op in ("maximum", "minimum"):
+        return _larger(b, *args) if op == "maximum" else b.fneg(_larger(b, *map(b.fneg, args)))
+    if op == "sign":
+        one = m.binary(b, "copysign", m.splat(1.0), x)
+        return b.select(b.fcmp_ordered("==", x, m.splat(0.0)), m.splat(0.0), one)
+    if op == "not":
+        return b.fsub(m.splat(1.0), x)
+    if op in ("and", "or"):
+        return m.binary(b, "minnum" if op == "and" else "maxnum", *args)
+    raise ValueError(f"{op} has no vector form")
 
-    def _larger(self, b: ir.IRBuilder, x: Any, y: Any) -> Any:
-        """The larger one; NaN if either is."""
-        return b.select(b.fcmp_unordered(">", x, y), b.select(b.fcmp_unordered("!=", y, y), y, x), y)
+
+def _larger(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    """The larger one; NaN if either is."""
+    return b.select(b.fcmp_unordered(">", x, y), b.select(b.fcmp_unordered("!=", y, y), y, x), y)
 
 
 def _split(b: ir.IRBuilder, element: Any, shape: Shape) -> list[Any]:

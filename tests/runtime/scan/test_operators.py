@@ -136,6 +136,22 @@ def test_compiled_matrix_scan_is_the_plain_one(sizes, delta, decay):
 
 
 @compiled
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_matrix_scan_reads_operands_where_they_lie(delta):
+    from itnet_compiler.runtime.scan import cpu
+
+    query, key, value = _random(2, 7, 3, 4, 17).permute(2, 0, 3, 1, 4).unbind(0)
+    key = torch.nn.functional.normalize(key[..., :5], dim=-1)
+    beta = _random(2, 1, 7, 1).expand(2, 4, 7, 1).sigmoid() if delta else None
+    given = (query[..., :5], key, value, beta, None, None)
+    found, wanted = cpu.matrix_scan(*given), eager.matrix_scan(*given)
+    _close(found, wanted)
+    assert found[0].stride() == wanted[0].stride() == torch.empty_like(value).stride()
+    operator = torch.ops.itnet.delta_scan(*given[:4]) if delta else torch.ops.itnet.matrix_scan(*given[:3])
+    assert torch.equal(operator[0], found[0])
+
+
+@compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("sizes", [(1, 1), (65, 513), (0, 3), (3, 0)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ __all__ = ["linear_scan", "matrix_scan", "matrix_scan_backward", "selective_scan
 # Sums over channels are made in at most so many parts, whatever the number of threads, to have one order; a part has at
 # least so many channels, or what is summed would take more memory than the states that a backward pass keeps.
 _PARTS, _CHANNELS = 16, 128
+_DENSE = torch.contiguous_format
 
 
 def _arrays(*tensors: Tensor) -> list[Any]:
@@ -72,19 +75,35 @@ def matrix_scan(
     query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor | None, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As ``eager.matrix_scan``."""
-    rows, _, keys = query.shape
-    width = value.shape[2]
-    state = query.new_zeros((rows, keys, width)) if initial is None else initial.clone()
-    y = torch.zeros_like(value)
+    *batch, time, keys = query.shape
+    width = value.shape[-1]
+    state = query.new_zeros((*batch, keys, width)) if initial is None else initial.clone(memory_format=_DENSE)
+    y = torch.empty_like(value)
     if value.numel():
-        blocks = rows * -(-width // LANES)
-        run(matrix.forward, blocks, *_arrays(query, key, value, *_optional(query, beta, decay), state, y))
+        rows = math.prod(batch)
+        given = [one.reshape(rows, time, one.shape[-1]) for one in _optional(query, beta, decay)]
+        states = state.view(rows, keys, width)
+        places = [_placed(one) for one in (query, key, value)]
+        arguments = (*places, *_arrays(*given, states), _placed(y), (time, keys, width))
+        run(matrix.forward, rows * -(-width // LANES), *arguments)
     return y, state
+
+
+def _placed(tensor: Tensor) -> tuple[Any, Any, int]:
+    """[…, T, n] where it lies: its numbers, the place of the first one of each leading index, the distance of steps."""
+    if not tensor.numel():
+        return np.empty(0, tensor.detach().numpy().dtype), np.zeros(tensor.shape[:-2].numel(), np.int64), 0
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        tensor = tensor.contiguous()
+    places = np.zeros(1, np.int64)
+    for size, stride in zip(tensor.shape[:-2], tensor.stride(), strict=False):
+        places = np.add.outer(places, np.arange(size) * stride).reshape(-1)
+    return line(tensor), places, tensor.stride(-2)
 
 
 def _optional(like: Tensor, beta: Tensor | None, decay: Tensor | None) -> tuple[Tensor, Tensor]:
     """An operand that is not there as one without entries."""
-    none = like.new_empty((like.shape[0], like.shape[1], 0))
+    none = like.new_empty((*like.shape[:-1], 0))
     return none if beta is None else beta, none if decay is None else decay
 
 

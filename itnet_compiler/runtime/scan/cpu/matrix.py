@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .compile import jit, part
-from .lanes import LANES, fill, load, store, total
+from .lanes import LANES, fill, load, load_from, store, store_to, total
 
 __all__ = ["backward", "forward"]
 
@@ -40,40 +40,73 @@ def _factor(decay, k):
 
 
 @part
-def _step(before, after, key, decay, beta, value):
-    """One step of a block from ``before`` to ``after`` [K, lanes], which may be one; what the key is multiplied with.
-
-    ``beta`` has one entry, or none where there is no delta rule.
-    """
+def _written(before, key, decay, beta, value):
+    """What the key is multiplied with; ``beta`` has one entry, or none where there is no delta rule."""
     written = value
     if beta.shape[0]:
         for k in range(key.shape[0]):
             written = written - fill(key[k] * _factor(decay, k)) * load(before, k)
         written = written * fill(beta[0])
+    return written
+
+
+@part
+def _step(before, after, key, decay, beta, value):
+    """One step of a block from ``before`` to ``after`` [K, lanes], which may be one; as ``_written``."""
+    written = _written(before, key, decay, beta, value)
     for k in range(key.shape[0]):
         store(after, k, fill(_factor(decay, k)) * load(before, k) + fill(key[k]) * written)
     return written
 
 
+@part
+def _step_read(h, key, decay, beta, value, query):
+    """One step of a block in place, and Σ_k q_k h_k after it: even and odd k apart, since sums wait for one another."""
+    written = _written(h, key, decay, beta, value)
+    even = odd = fill(h.dtype.type(0))
+    keys = key.shape[0]
+    for k in range(0, keys - 1, 2):
+        one = fill(_factor(decay, k)) * load(h, k) + fill(key[k]) * written
+        two = fill(_factor(decay, k + 1)) * load(h, k + 1) + fill(key[k + 1]) * written
+        store(h, k, one)
+        store(h, k + 1, two)
+        even = even + fill(query[k]) * one
+        odd = odd + fill(query[k + 1]) * two
+    if keys % 2:
+        one = fill(_factor(decay, keys - 1)) * load(h, keys - 1) + fill(key[keys - 1]) * written
+        store(h, keys - 1, one)
+        even = even + fill(query[keys - 1]) * one
+    return even + odd
+
+
 @jit
-def forward(query, key, value, beta, decay, state, y, start, stop):
-    """Blocks ``start`` to ``stop`` of (row, block of columns); ``state`` [P, K, V] goes from first to last."""
-    time, keys, values, dtype = query.shape[1], query.shape[2], value.shape[2], y.dtype
+def forward(query, key, value, beta, decay, state, y, sizes, start, stop):
+    """Blocks ``start`` to ``stop`` of (row, block of columns); ``state`` [P, K, V] goes from first to last.
+
+    Query, key, value and y are read and written where they lie: each is (numbers, place of the first of each of the P
+    rows, distance of steps), neighbours in the last axis. ``sizes``: T, K, V.
+    """
+    (q, q_rows, q_step), (k, k_rows, k_step), (v, v_rows, v_step), (out, out_rows, out_step) = query, key, value, y
+    (time, keys, values), dtype = sizes, state.dtype
     blocks = (values + LANES - 1) // LANES
-    h, tile = np.empty((keys, LANES), dtype), np.empty((CHUNK, LANES), dtype)
+    h, lanes = np.empty((keys, LANES), dtype), np.zeros((1, LANES), dtype)
     for task in range(start, stop):
         row, first = task // blocks, task % blocks * LANES
+        width = min(LANES, values - first)
         _load_columns(h, state[row], first)
-        for begin in range(0, time, CHUNK):
-            end = min(begin + CHUNK, time)
-            _load_columns(tile, value[row, begin:end], first)
-            for t in range(begin, end):
-                _step(h, h, key[row, t], decay[row, t], beta[row, t], load(tile, t - begin))
-                q, out = query[row, t], fill(dtype.type(0))
-                for k in range(keys):
-                    out = out + fill(q[k]) * load(h, k)
-                store(tile, t - begin, out)
-            _store_columns(tile, y[row, begin:end], first)
+        for t in range(time):
+            at_q, at_k = q_rows[row] + t * q_step, k_rows[row] + t * k_step
+            at_v, at_y = v_rows[row] + t * v_step + first, out_rows[row] + t * out_step + first
+            given = k[at_k : at_k + keys], decay[row, t], beta[row, t]
+            asked = q[at_q : at_q + keys]
+            if width == LANES:
+                store_to(out, at_y, _step_read(h, *given, load_from(v, at_v), asked))
+            else:
+                for lane in range(width):
+                    lanes[0, lane] = v[at_v + lane]
+                store(lanes, 0, _step_read(h, *given, load(lanes, 0), asked))
+                for lane in range(width):
+                    out[at_y + lane] = lanes[0, lane]
         _store_columns(h, state[row], first)
 
 

@@ -117,6 +117,9 @@ def matrix_scan(
     query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor | None, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As ``eager.matrix_scan``."""
+    batch, result = query.shape[:-2], torch.empty_like(value)
+    query, key, value = (_flat(one) for one in (query, key, value))
+    beta, decay, initial = (None if one is None else _flat(one) for one in (beta, decay, initial))
     rows, time, keys = query.shape
     values = value.shape[2]
     state = query.new_zeros((rows, keys, values)) if initial is None else initial.clone()
@@ -142,7 +145,12 @@ def matrix_scan(
                 padded,
                 **_FUSED,
             )
-    return y, state
+    return result.copy_(y.view_as(result)), state.view(*batch, keys, values)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Contiguous, with one leading axis."""
+    return tensor.reshape(tensor.shape[:-2].numel(), *tensor.shape[-2:]).contiguous()
 
 
 def matrix_scan_backward(

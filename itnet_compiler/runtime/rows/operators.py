@@ -1,0 +1,178 @@
+"""The custom operators ``itnet::row_loop`` and its backward: schema, shapes, gradients."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ir.pair.program import Program
+from ...ir.row_reverse import irregular
+from ..tiled.operators import _outside_dynamo
+from .drive import Runner, backward, forward
+from .plain import Plain, differentiable_gradients
+from .problem import CHUNK, Problem
+
+__all__ = ["LIBRARY"]
+
+LIBRARY = torch.library.Library("itnet", "FRAGMENT")
+
+
+def _problem(
+    initial: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    program: str,
+    axes: Sequence[int],
+    stacked: Sequence[int],
+    length: Any,
+) -> Problem:
+    groups = (tuple(initial), tuple(inputs), tuple(shared))
+    problem = Problem(Program.parse(program), *groups, tuple(axes), tuple(stacked), length)
+    problem.check()
+    return problem
+
+
+def _runner(problem: Problem) -> type[Runner]:
+    tensors = (*problem.initial, *problem.inputs, *problem.shared)
+    fits = all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
+    found = importlib.util.find_spec("llvmlite") is not None
+    if not (fits and found) or problem.rows == 0 or irregular(problem.program, len(problem.initial)):
+        return Plain
+    from .native import Native
+
+    return Native
+
+
+def row_loop(
+    initial: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    program: str,
+    axes: Sequence[int],
+    stacked: Sequence[int],
+    length: int,
+) -> list[Tensor]:
+    """All steps of a loop over rows.
+
+    Args:
+        initial: Carried values before the first step, each (*lead, width).
+        inputs: Sequences, each (*lead, width) with an axis of ``length`` steps.
+        shared: What every step gets.
+        program: Text of a ``RowStep.program``.
+        axes: Axis of time of each of ``inputs``.
+        stacked: Axis of time of each output.
+        length: Number of steps.
+
+    Returns:
+        What is kept of every step, stacked; the carried values after the last step; the states before steps 0, 64,
+        128 …, (steps, rows, width), for the backward pass.
+    """
+    problem = _problem(initial, inputs, shared, program, axes, stacked, length)
+    outputs, lasts, kept = forward(_runner(problem), problem)
+    return [*outputs, *lasts, *kept]
+
+
+def _shapes(
+    initial: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    program: str,
+    axes: Sequence[int],
+    stacked: Sequence[int],
+    length: Any,
+) -> list[Tensor]:
+    problem = Problem(
+        Program.parse(program), tuple(initial), tuple(inputs), tuple(shared), tuple(axes), tuple(stacked), length
+    )
+    lasts = [one.new_empty(one.shape) for one in initial]
+    chunks = (length + CHUNK - 1) // CHUNK
+    return [*problem.outputs(), *lasts, *(one.new_empty((chunks, problem.rows, one.shape[-1])) for one in initial)]
+
+
+def row_loop_backward(
+    grads: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    program: str,
+    axes: Sequence[int],
+    stacked: Sequence[int],
+    length: int,
+) -> list[Tensor]:
+    """Gradients of initial, inputs and shared, in this order; ``grads`` are those of outputs and last states."""
+    problem = _problem(initial, inputs, shared, program, axes, stacked, length)
+    found = backward(_runner(problem), problem, kept, grads[: len(stacked)], grads[len(stacked) :])
+    results: list[Tensor] = []
+    for letters, group in (("h", initial), ("x", inputs), ("rw", shared)):
+        for place, tensor in enumerate(group):
+            name = next((letter + str(place) for letter in letters if letter + str(place) in found), None)
+            result = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            if name is not None and name[0] == "x":
+                axis = problem.axes[place]
+                moved = result.movedim(axis, 0)
+                moved.copy_(found[name].view(moved.shape))
+            elif name is not None:
+                result = found[name].reshape(tensor.shape).clone(memory_format=torch.contiguous_format)
+            results.append(result)
+    return results
+
+
+def _backward_shapes(
+    grads: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    initial: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    *_: Any,
+) -> list[Tensor]:
+    return [one.new_empty(one.shape) for one in (*initial, *inputs, *shared)]
+
+
+def _context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    initial, given, shared, *ctx.settings = inputs
+    ctx.counts = len(initial), len(given)
+    ctx.needs = [one.requires_grad for one in (*initial, *given, *shared)]
+    count = len(output) - len(initial)
+    ctx.mark_non_differentiable(*output[count:])
+    ctx.save_for_backward(*initial, *given, *shared, *output[count:])
+
+
+def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+    count, width = ctx.counts
+    saved = ctx.saved_tensors
+    operands, kept = saved[: len(saved) - count], saved[len(saved) - count :]
+    initial, inputs, shared = operands[:count], operands[count : count + width], operands[count + width :]
+    grads = list(grads[: len(grads) - count])
+    if torch.is_grad_enabled():  # the gradient is to be differentiated: through plain steps, by autograd
+        groups = (initial, inputs, shared)
+        found = differentiable_gradients(_problem(*groups, *ctx.settings), grads, ctx.needs)
+        return found[:count], found[count : count + width], found[count + width :], None, None, None, None
+    found = torch.ops.itnet.row_loop_backward(grads, list(kept), initial, inputs, shared, *ctx.settings)
+    return found[:count], found[count : count + width], found[count + width :], None, None, None, None
+
+
+def _once(ctx: Any, *gradients: Any) -> Any:
+    raise RuntimeError(
+        "the gradient of a fused loop cannot be differentiated again\n  Remedy: itnet.lower(model, method='library')"
+    )
+
+
+def _nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Nothing is needed to refuse."""
+
+
+_CALL = "Tensor[] initial, Tensor[] inputs, Tensor[] shared, str program, int[] axes, int[] stacked, SymInt length"
+LIBRARY.define(f"row_loop({_CALL}) -> Tensor[]")
+LIBRARY.define(f"row_loop_backward(Tensor[] grads, Tensor[] kept, {_CALL}) -> Tensor[]")
+for _name, _function, _fake, _slopes, _setup in (
+    ("row_loop", row_loop, _shapes, _pull, _context),
+    ("row_loop_backward", row_loop_backward, _backward_shapes, _once, _nothing),
+):
+    LIBRARY.impl(_name, _outside_dynamo(_function), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"itnet::{_name}", _fake, lib=LIBRARY)
+    torch.library.register_autograd(f"itnet::{_name}", _slopes, setup_context=_setup, lib=LIBRARY)

@@ -1,0 +1,111 @@
+"""The lowering of loops over rows: when it is chosen, and what it leaves to the library's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from itnet_compiler.ir.body import Body, Call, Progression, Ref
+from itnet_compiler.ir.domain import Past
+from itnet_compiler.ir.gated import Gated
+from itnet_compiler.ir.kernel import Spec
+from itnet_compiler.ir.loop import Loop
+from itnet_compiler.lowering.base import default_lowering, find_lowering
+from tests.conformance import check_case, conformance_cases
+from tests.runtime.rows.steps import STEPS, example, loop
+
+pytest.importorskip("llvmlite")
+
+FUSED = find_lowering("fused")
+CASES = [
+    case
+    for case in conformance_cases(Loop, "fused")
+    if case.check in ("forward", "gradient") and FUSED.supports(case.sample.spec).ok
+]
+
+ROLES = ("initial", "inputs", "shared")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_conformance(case):
+    check_case(case)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_it_is_the_default_and_gives_finals(name):
+    given = example(name, 3, 4, 1)
+    spec = Spec(loop(name, given, 1), Past(), "loop", ROLES)
+    assert default_lowering(spec).name == "fused"
+    found, wanted = FUSED.build(spec).function(*given.values()), spec.kernel.evaluate(Past(), **given)
+    torch.testing.assert_close(tuple(found), tuple(wanted))
+
+
+@pytest.mark.parametrize("change", ["dtype", "rows"])
+def test_other_operands_run_in_the_library(change):
+    given = example("sine", 3, 4, 1)
+    lowered = FUSED.build(Spec(loop("sine", given, 1), Past(), "loop", ROLES))
+    other = {role: [one.bfloat16() if change == "dtype" else one for one in group] for role, group in given.items()}
+    if change == "rows":  # one row that is repeated
+        other["initial"] = [other["initial"][0][:1]]
+    kernel = lowered.function(*other.values()), loop("sine", given, 1).evaluate(Past(), **other)
+    assert torch.equal(kernel[0][0], kernel[1][0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cell", ["gru", "rnn_tanh", "rnn_relu"])
+def test_a_layer_that_was_written_out_is_the_librarys(cell, bias, batch_first):
+    kernel = Gated(cell, bias=bias, batch_first=batch_first, training=True)
+    spec = Spec(kernel, Past(), f"{cell} loop", ("input", "hidden", "weights"))
+    assert default_lowering(spec).name == "fused"
+    gates = 3 if cell == "gru" else 1
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(gates * 4, 3), (gates * 4, 4), *[(gates * 4,)] * (2 * bias)]
+    given = [torch.randn(size, generator=generator) / 2 for size in [(5, 2, 3), (1, 2, 4), *sizes]]
+    found = []
+    for lowering in ("fused", "library"):
+        x, hidden, *weights = [one.clone().requires_grad_() for one in given]
+        made = find_lowering(lowering).build(spec).function(x.transpose(0, 1) if batch_first else x, hidden, weights)
+        sum(one.square().sum() for one in made).backward()
+        found.append([*made, x.grad, hidden.grad, *(one.grad for one in weights)])
+    torch.testing.assert_close(*found)
+
+
+def test_what_the_source_called_stays_what_it_called():
+    spec = Spec(Gated("gru"), Past(), "gru", ("input", "hidden", "weights"))
+    assert default_lowering(spec).name == "library"
+
+
+def test_under_autocast_the_library_runs():
+    given = example("normalised", 3, 4, 1)
+    spec = Spec(loop("normalised", given, 1), Past(), "loop", ROLES)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [find_lowering(name).build(spec).function(*given.values()) for name in ("fused", "library")]
+    assert torch.equal(found[0][0], found[1][0])
+
+
+H, X, W, FIRST = Ref("carry", 0), Ref("step", 0), Ref("shared", 0), Ref("local", 0)
+
+
+@pytest.mark.parametrize(
+    ("calls", "reason"),
+    [
+        ((Call("aten.softmax.int", (H, 0)),), "not known to act on rows alone"),
+        ((Call("aten.mul.Tensor", (H, Progression(0.5, 0.25))),), "changes with the step"),
+        ((Call("aten.cat.default", ((H, X), 0)),), "along the rows"),
+        ((Call("aten.add.Tensor", (H, W)),), "a shared matrix is no factor"),
+        ((Call("aten.matmul.default", (H, W)),), "not with a matrix that all steps share"),
+        ((Call("aten.softplus.default", (H,)),), "no vector form of"),
+        ((Call("aten.slice.Tensor", (H, 1, 0, 2)),), "changes its width"),
+    ],
+)
+def test_what_is_more_than_rows_is_refused_with_its_reason(calls, reason):
+    shapes = (
+        ("initial", (((3, 4), "float"),)),
+        ("inputs", (((3, 5, 4), "float"),)),
+        ("shared", (((2, 3, 4), "float"),)),
+    )
+    spec = Spec(Loop(Body(calls, (FIRST,), (FIRST,)), None, (1,), (1,), shapes), Past(), "loop", ROLES)
+    support = FUSED.supports(spec)
+    assert not support.ok
+    assert reason in support.reasons[0]
