@@ -13,13 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...ir.attention import Attention
 from ...ir.kernel import Spec
 from ...ir.layout import Arranger, Layout, labels_of, ordered, parse
-from ...ir.steps import LOW, Step, padded, renamed
+from ...ir.steps import Step, renamed
+from ..attention_names import NAMES
 from ..base import Lowered
 
 __all__ = ["KERNEL", "fused_form", "lower", "written_out"]
@@ -126,7 +124,7 @@ def written_out(spec: Spec, why: str) -> Lowered:
 
 def _compiled(spec: Spec, writer: _Writer) -> Lowered:
     source = writer.source(spec.operands)
-    scope: dict[str, Any] = dict(_NAMES)
+    scope: dict[str, Any] = dict(NAMES)
     exec(compile(source, f"<itnet attention {writer.kernel.query} {writer.kernel.key}>", "exec"), scope)
     arguments = ", ".join(spec.operands)
     return Lowered(spec.operands, f"integral({arguments})", {"integral": scope["integral"]}, text=source)
@@ -340,62 +338,4 @@ def _single(labels: Iterable[str]) -> Layout:
     return tuple((label,) for label in labels)
 
 
-def _without_keys(output: Tensor, mask: Tensor) -> Tensor:
-    """NaN for queries all of whose scores are −∞, as the formula gives: 0/0; a product, for NaN in gradients too."""
-    nothing = mask.amax(-1, keepdim=True) == -math.inf
-    return output * torch.where(nothing, math.nan, 1.0).to(output.dtype)
-
-
-def _without_seen(output: Tensor, seen: Tensor, value: Tensor) -> Tensor:
-    """Likewise where scores are replaced by −∞: values have NaN gradients then, queries and keys none."""
-    nothing = torch.where(seen.any(-1, keepdim=True), 0.0, math.nan).to(output.dtype)
-    total = value.sum(-2, keepdim=True)
-    if total.size(1) != output.size(1):
-        total = total.repeat_interleave(output.size(1) // total.size(1), 1)
-    return torch.addcmul(output, nothing, total)
-
-
-def _shifted(mask: Tensor) -> Tensor:
-    """Rows of nothing but very low numbers raised to 0, which changes no weight.
-
-    Otherwise the scores drown in them, and the backward of the fused operator takes exp of a difference that is lost.
-    """
-    peak = mask.detach().amax(-1, keepdim=True)
-    return mask - peak.masked_fill((peak > LOW) | (peak == -math.inf), 0.0)
-
-
-def _wide_softmax(scores: Tensor) -> Tensor:
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        return _functions.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
-    return _functions.softmax(scores, -1)
-
-
-def _softmax_beside(scores: Tensor, sink: Tensor, wide: bool) -> Tensor:
-    """Weights of the scores where ``sink`` takes part in the softmax."""
-    both = torch.cat([scores, sink.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1)
-    return (_wide_softmax(both) if wide else _functions.softmax(both, -1))[..., :-1]
-
-
-def _mixed(scores: Tensor, matrix: Tensor, place: int) -> Tensor:
-    """Σ_h matrix[…, g, h]·scores[…, h, …, i, j]: one product of matrices a sample, without moving an axis."""
-    last = scores.dim() - 3
-    scores = scores if place == last else scores.movedim(place, last)
-    summed = _functions.matmul(matrix, scores.flatten(-2)).unflatten(-1, scores.shape[-2:])
-    return summed if place == last else summed.movedim(last, place)
-
-
 _SIGNS = {"times": "*", "over": "/", "plus": "+", "minus": "-"}
-_functions = torch._C._VariableFunctions
-_NAMES = {name: getattr(_functions, name) for name in ("matmul", "softmax", "dropout", "tanh", "nan_to_num", "ones")}
-_NAMES |= {
-    "attention": torch._C._nn.scaled_dot_product_attention,
-    "without_keys": _without_keys,
-    "without_seen": _without_seen,
-    "shifted": _shifted,
-    "wide_softmax": _wide_softmax,
-    "softmax_beside": _softmax_beside,
-    "mixed": _mixed,
-    "padded": padded,
-    "bool": torch.bool,
-    "inf": math.inf,
-}
