@@ -60,22 +60,45 @@ def _step(before, after, key, decay, beta, value):
 
 
 @part
-def _step_read(h, key, decay, beta, value, query):
-    """One step of a block in place, and Σ_k q_k h_k after it: even and odd k apart, since sums wait for one another."""
-    written = _written(h, key, decay, beta, value)
+def _step_read(h, written, key, at_k, decay, query, at_q):
+    """One step of a block in place, and Σ_k q_k h_k after it: even and odd k apart, since sums wait for one another.
+
+    Keys and queries are flat arrays with the place of the first: a slice of an array costs as much as four products.
+    """
     even = odd = fill(h.dtype.type(0))
-    keys = key.shape[0]
-    for k in range(0, keys - 1, 2):
-        one = fill(_factor(decay, k)) * load(h, k) + fill(key[k]) * written
-        two = fill(_factor(decay, k + 1)) * load(h, k + 1) + fill(key[k + 1]) * written
+    keys = h.shape[0]
+    for pair in range(keys // 2):
+        k = 2 * pair
+        one = fill(_factor(decay, k)) * load(h, k) + fill(key[at_k + k]) * written
+        two = fill(_factor(decay, k + 1)) * load(h, k + 1) + fill(key[at_k + k + 1]) * written
         store(h, k, one)
         store(h, k + 1, two)
-        even = even + fill(query[k]) * one
-        odd = odd + fill(query[k + 1]) * two
+        even = even + fill(query[at_q + k]) * one
+        odd = odd + fill(query[at_q + k + 1]) * two
     if keys % 2:
-        one = fill(_factor(decay, keys - 1)) * load(h, keys - 1) + fill(key[keys - 1]) * written
+        one = fill(_factor(decay, keys - 1)) * load(h, keys - 1) + fill(key[at_k + keys - 1]) * written
         store(h, keys - 1, one)
-        even = even + fill(query[keys - 1]) * one
+        even = even + fill(query[at_q + keys - 1]) * one
+    return even + odd
+
+
+@part
+def _added_read(h, written, key, at_k, query, at_q):
+    """``_step_read`` where nothing decays."""
+    even = odd = fill(h.dtype.type(0))
+    keys = h.shape[0]
+    for pair in range(keys // 2):
+        k = 2 * pair
+        one = load(h, k) + fill(key[at_k + k]) * written
+        two = load(h, k + 1) + fill(key[at_k + k + 1]) * written
+        store(h, k, one)
+        store(h, k + 1, two)
+        even = even + fill(query[at_q + k]) * one
+        odd = odd + fill(query[at_q + k + 1]) * two
+    if keys % 2:
+        one = load(h, keys - 1) + fill(key[at_k + keys - 1]) * written
+        store(h, keys - 1, one)
+        even = even + fill(query[at_q + keys - 1]) * one
     return even + odd
 
 
@@ -97,16 +120,22 @@ def forward(query, key, value, beta, decay, state, y, sizes, start, stop):
         for t in range(time):
             at_q, at_k = q_rows[row] + t * q_step, k_rows[row] + t * k_step
             at_v, at_y = v_rows[row] + t * v_step + first, out_rows[row] + t * out_step + first
-            given = k[at_k : at_k + keys], decay[row, t], beta[row, t]
-            asked = q[at_q : at_q + keys]
-            if width == LANES:
-                store_to(out, at_y, _step_read(h, *given, load_from(v, at_v), asked))
-            else:
+            if width < LANES:
                 for lane in range(width):
                     lanes[0, lane] = v[at_v + lane]
-                store(lanes, 0, _step_read(h, *given, load(lanes, 0), asked))
+            written = load(lanes, 0) if width < LANES else load_from(v, at_v)
+            if beta.shape[2]:
+                written = _written(h, k[at_k : at_k + keys], decay[row, t], beta[row, t], written)
+            if decay.shape[2]:
+                read = _step_read(h, written, k, at_k, decay[row, t], q, at_q)
+            else:
+                read = _added_read(h, written, k, at_k, q, at_q)
+            if width < LANES:
+                store(lanes, 0, read)
                 for lane in range(width):
                     out[at_y + lane] = lanes[0, lane]
+            else:
+                store_to(out, at_y, read)
         _store_columns(h, state[row], first)
 
 
