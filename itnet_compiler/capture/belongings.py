@@ -102,6 +102,17 @@ class Belongings:
         drawn = [name for name, value, before in self._generators.values() if _state_of(value) != before]
         return [*dict.fromkeys(name for held in self._held.values() for name in _differences(*held)), *drawn]
 
+    def replaced(self) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], list[str]]]:
+        """(path, dictionary, what it held, the keys that differ) of every dictionary that is not as it was."""
+        for path, container, before in self._held.values():
+            if isinstance(container, dict) and (keys := list(_changed_keys(container, before))):
+                yield path, container, before, keys
+
+    def is_shared(self, tensor: Tensor) -> bool:
+        """Whether several names stood for ``tensor``."""
+        held = [before.values() for _, _, before in self._held.values() if isinstance(before, dict)]
+        return sum(value is tensor for values in held for value in values) > 1
+
     def holds(self, value: Any) -> bool:
         """Whether ``value`` is, or has in it, one of the containers among ``others``."""
         if id(value) in self._arguments:
@@ -200,17 +211,21 @@ def _parts(container: Any) -> Iterator[tuple[Any, Any]]:
 
 def _differences(path: str, container: Any, before: Any) -> Iterator[str]:
     if isinstance(container, dict):
-        for name in [*before, *(name for name in container if name not in before and name not in _TORCH)]:
-            missing = object()
-            now, then = container.get(name, missing), before.get(name, missing)
-            if not _same(now, then) and not is_idle(now):
-                yield f"{path}.{name}".lstrip(".")
+        yield from (f"{path}.{name}".lstrip(".") for name in _changed_keys(container, before))
     elif len(container) != len(before) or (
         container != before
         if isinstance(container, set)
         else not all(_same(a, b) for a, b in zip(container, before, strict=True))
     ):
         yield path
+
+
+def _changed_keys(container: Any, before: Any) -> Iterator[Any]:
+    for name in [*before, *(name for name in container if name not in before and name not in _TORCH)]:
+        missing = object()
+        now, then = container.get(name, missing), before.get(name, missing)
+        if not _same(now, then) and not is_idle(now):
+            yield name
 
 
 def _same(value: Any, before: Any) -> bool:

@@ -7,6 +7,7 @@ tensors of the call. The model given is never traced itself, only a throw-away c
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import logging
 import operator
@@ -38,7 +39,8 @@ from .patience import PATIENCE, OutOfTime, limited
 from .questions import questions_noted
 from .regions import inline_regions, modes_recorded
 from .signature import Call, map_arguments
-from .throwaway import open_records, plain_sizes, throwaway_clone, watch_belongings
+from .throwaway import StateWritten, open_records, plain_sizes, throwaway_clone, watch_belongings
+from .written import LookedAt, Write, make_inputs
 
 __all__ = ["Capture", "capture"]
 
@@ -54,7 +56,8 @@ class Capture:
             parameters, buffers and tensor attributes of the model, or keys of ``constants``.
         constants: Tensors and sub-graphs that exist only in the capture.
         guards: Input sizes for which the graph is valid.
-        output: Structure of the model's return value; its leaves are the graph's outputs.
+        output: Structure of the model's return value; its leaves are the graph's first outputs.
+        writes: Attributes that are written; the leaves of what is written follow.
         axes: Which axes were given as symbolic (see ``capture``); ``first`` where ``all`` failed or took too long.
         grad: Whether gradients were enabled.
         asks: What else forward asks of its surroundings in Python (see ``questions``).
@@ -66,6 +69,7 @@ class Capture:
     constants: dict[str, Any]
     guards: ShapeGuards
     output: pytree.TreeSpec
+    writes: tuple[Write, ...] = ()
     axes: str = "all"
     grad: bool = True
     asks: set[str] = field(default_factory=set)
@@ -96,7 +100,7 @@ def capture(
     for example, chosen, note in _attempts(call, axes, widen):
         try:
             with questions_noted() as asked:
-                program, nested = _export(model, example, chosen, grad)
+                program, nested, writes = _export_written(model, example, chosen, grad)
         except OutOfTime:
             too_slow = True
             continue
@@ -105,7 +109,7 @@ def capture(
             if not _is_about_sizes(error):
                 break
             continue
-        result = _flatten(program, _first_names(model))
+        result = _flatten(program, _first_names(model), writes)
         _refuse_hidden_state(model, result)
         _put_under(prefix, result)
         result.axes, result.grad, result.asks = chosen, grad, asked
@@ -171,7 +175,24 @@ def _widen_batch(call: Call) -> Call:
     return Call(call.signature, leaves, args, kwargs)
 
 
-def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[ExportedProgram, list[str]]:
+def _export_written(
+    model: nn.Module, call: Call, axes: str, grad: bool
+) -> tuple[ExportedProgram, list[str], tuple[Write, ...]]:
+    """The program, which nested tensors it would make, and the attributes that it writes."""
+    try:
+        return (*_export(model, call, axes, grad, ()), ())
+    except StateWritten as error:
+        if not error.writes:
+            raise
+        try:
+            return (*_export(model, call, axes, grad, error.writes), error.writes)
+        except (Exception, LookedAt):
+            raise error from None
+
+
+def _export(
+    model: nn.Module, call: Call, axes: str, grad: bool, writes: tuple[Write, ...]
+) -> tuple[ExportedProgram, list[str]]:
     shapes: Any = None
     if axes != "none" and call.leaves:
         shapes = ShapesCollection()
@@ -179,7 +200,8 @@ def _export(model: nn.Module, call: Call, axes: str, grad: bool) -> tuple[Export
             shapes[leaf] = dict.fromkeys(range(leaf.dim() if axes == "all" else min(leaf.dim(), 1)), Dim.AUTO)
     throwaway = throwaway_clone(model, call)
     nested = open_fast_paths(throwaway)
-    watch_belongings(throwaway)
+    make_inputs(throwaway, writes)
+    watch_belongings(throwaway, writes)
     args, kwargs = plain_sizes(throwaway, call)
     open_records(throwaway)
     # The grad mode comes last: inference_mode sets it too.
@@ -251,7 +273,7 @@ _KNOWN = (
 )
 
 
-def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
+def _flatten(program: ExportedProgram, names: dict[int, str], writes: tuple[Write, ...]) -> Capture:
     """The exported program as a graph of our own, with lifted inputs turned back into ``get_attr``."""
     for spec in program.graph_signature.output_specs:
         if spec.kind is not OutputKind.USER_OUTPUT:
@@ -293,7 +315,12 @@ def _flatten(program: ExportedProgram, names: dict[int, str]) -> Capture:
     graph.output(torch.fx.node.map_arg(outputs.args[0], lambda old: copies[old]))
     _drop_dead_nodes(graph)
     guards = ShapeGuards([node.meta["val"] for node in inputs])
-    return Capture(graph, constants, guards, program.call_spec.out_spec)
+    output = program.call_spec.out_spec
+    if writes:
+        output, written = output.children()
+        pairs = zip(writes, written.children(), strict=True)
+        writes = tuple(dataclasses.replace(write, structure=structure) for write, structure in pairs)
+    return Capture(graph, constants, guards, output, writes)
 
 
 def _refuse_hidden_state(model: nn.Module, captured: Capture) -> None:

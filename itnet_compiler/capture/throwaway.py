@@ -15,12 +15,19 @@ from .belongings import Belongings
 from .clone import shallow_clone
 from .records import opened
 from .signature import Call, is_size
+from .written import LookedAt, Write, hide, owner_of, writable
 
 __all__ = ["StateWritten", "open_records", "plain_sizes", "throwaway_clone", "watch_belongings"]
 
 
 class StateWritten(CaptureError):
-    """A forward writes attributes. Often it does so in its first call only (a cache of positions)."""
+    """A forward writes attributes. Often it does so in its first call only (a cache of positions).
+
+    Attributes:
+        writes: What it writes, where a graph could do that too, should what was there before not matter.
+    """
+
+    writes: tuple[Write, ...] = ()
 
 
 def throwaway_clone(model: nn.Module, call: Call) -> nn.Module:
@@ -98,26 +105,44 @@ def open_records(clone: nn.Module) -> None:
     clone.__dict__["forward"] = forward
 
 
-def watch_belongings(clone: nn.Module) -> None:
-    """Make the forward of a throw-away clone raise ``StateWritten`` if it writes attributes; its class stays."""
+def watch_belongings(clone: nn.Module, writes: tuple[Write, ...] = ()) -> None:
+    """Make the forward of a throw-away clone raise ``StateWritten`` if it writes attributes; its class stays.
+
+    With ``writes`` it must write these and nothing else, and returns its result together with a list of them; it raises
+    ``LookedAt`` if it does otherwise.
+    """
     inner = clone.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         held = Belongings(clone, {"its argument": (args, kwargs)})
-        result = inner(*args, **kwargs)
-        changed = held.changed()
-        held.restore()
+        try:
+            hide(clone, writes)
+            result = inner(*args, **kwargs)
+            changed = held.changed()
+            found = [writable(clone, held, *each) for each in held.replaced()]
+            values = [getattr(owner_of(clone, write.owner), write.name) for write in writes]
+        finally:
+            held.restore()
         if not changed and held.holds(result):
             raise CaptureError("forward returns a list or dict that it was given; a graph would return another one")
-        if changed:
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise StateWritten(
-                f"forward writes {changed[0]}{more}, which a captured graph would not do",
-                remedy="return it, or keep a tensor that is written in place as a buffer",
-                node=changed[0].rpartition(".")[0] or None,
-            )
-        return result
+        possible = tuple(write for each in found for write in each)
+        if writes and {write.place for write in possible} != {write.place for write in writes}:
+            raise LookedAt
+        if len(possible) != len(changed) or (changed and not writes):
+            raise _state_written(changed, possible if len(possible) == len(changed) else ())
+        return (result, values) if writes else result
 
     # A hook would do too, but shut the fast path of an encoder layer.
     forward.__signature__ = inspect.signature(inner)  # type: ignore[attr-defined]
     clone.__dict__["forward"] = forward
+
+
+def _state_written(changed: list[str], writes: tuple[Write, ...]) -> StateWritten:
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    problem = StateWritten(
+        f"forward writes {changed[0]}{more}, which a captured graph would not do",
+        remedy="return it, or keep a tensor that is written in place as a buffer",
+        node=changed[0].rpartition(".")[0] or None,
+    )
+    problem.writes = writes
+    return problem

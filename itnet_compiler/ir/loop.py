@@ -100,7 +100,7 @@ class Loop(Kernel):
         given = pytree.tree_map_only(Tensor, like, dict(operands))
         steps = tuple(value.select(axis, 0) for value, axis in zip(given["inputs"], self.axes, strict=True))
         known: dict[str, Any] = {"carry": tuple(given["initial"]), "step": steps, "shared": tuple(given["shared"])}
-        known["local"] = self.body.run(0, *known.values())
+        known["local"] = _on_meta(self.body).run(0, *known.values())
         flops = sum(
             _flops(call, concrete(call.args, known, 0), made)
             for call, made in zip(self.body.calls, known["local"], strict=True)
@@ -169,6 +169,18 @@ _FREE = {
     *"view reshape select slice chunk split unbind getitem permute transpose unsqueeze squeeze expand t".split(),
     *"stack cat clone detach to contiguous".split(),
 }
+
+
+def _on_meta(body: Body) -> Body:
+    """The body with the devices that it names replaced."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(moved, value))
+        return torch.device("meta") if isinstance(value, torch.device) else value
+
+    calls = tuple(Call(call.target, moved(call.args), moved(call.kwargs)) for call in body.calls)
+    return dataclasses.replace(body, calls=calls)
 
 
 def _flops(call: Call, args: Sequence[Any], made: Any) -> int:

@@ -20,6 +20,7 @@ from ..ir.matrix_state import MatrixState
 from ..ir.memory import GatedDelta, Memory, StateSpaceDual
 from ..ir.selective import Selective
 from ..ir.semiseparable import Diagonal
+from ..ir.weighted_average import WeightedAverage
 from .arranged import arranged
 from .base import Lowered, Lowering, Support
 
@@ -91,10 +92,41 @@ def _memory(kernel: Memory, **operands: Tensor) -> Any:
     return kernel.finished(y, last, **operands)
 
 
+def _weighted_average(kernel: WeightedAverage, **operands: Tensor) -> Any:
+    given = kernel.prepared(**operands)
+    w, u, k, v = (given[role] for role in ("decay", "bonus", "key", "value"))
+    time = k.shape[1]
+    with torch.no_grad():
+        # The running maximum, from w·t taken out; in float64, since w·t may be large. What is scaled by it does not
+        # depend on it, so nothing is differentiated through it but the last one, which is returned.
+        ages = torch.arange(1, time + 1, device=k.device, dtype=torch.float64)[:, None] * w
+        start = given["maximum"].double()[:, None]
+        tops = torch.cat([start, k - ages], 1).cummax(1).values
+        tops[:, 1:] += ages
+        tops = tops.to(k.dtype)
+    before, after = tops[:, :-1], tops[:, 1:]
+    factors, now = torch.exp(before + w - after), torch.exp(k - after)
+    states = []
+    shift = torch.exp(given["maximum"] - tops[:, 0])  # 1, with the gradient of the maximum
+    left = torch.arange(time - 1, -1, -1, device=k.device)[:, None] * w
+    last = torch.cat([(given["maximum"] + time * w)[:, None], k + left], 1).amax(1)
+    for role, source in (("numerator", now * v), ("denominator", now)):
+        first = given[role] * shift
+        scanned, end = torch.ops.itnet.linear_scan(factors.movedim(1, 0), source.movedim(1, 0), first, False)
+        states.append((torch.cat([first[:, None], scanned.movedim(0, 1)[:, :-1]], 1)[:, :time], end))
+    (n, n_last), (d, d_last) = states
+    top = torch.maximum(before, (u + k).detach())
+    past, now = torch.exp(before - top), torch.exp(u + k - top)
+    y = (past * n + now * v) / (past * d + now)
+    back = torch.exp(tops[:, -1] - last)  # 1, as above
+    return y.to(operands["key"].dtype), n_last * back, d_last * back, last
+
+
 _FUNCTIONS: dict[type[Kernel], Callable[..., Any]] = {
     Diagonal: _diagonal,
     Selective: _selective,
     MatrixState: _matrix_state,
     StateSpaceDual: _memory,
     GatedDelta: _memory,
+    WeightedAverage: _weighted_average,
 }

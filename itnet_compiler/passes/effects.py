@@ -74,7 +74,7 @@ def _aliased_arguments(node: Node) -> Iterable[Node]:
             value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
             if argument.alias_info is not None or (maybe and position == 0):
                 yield from (v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Node))
-    elif node.op == "call_module" or (isinstance(node.target, CustomCall) and not node.target.views):
+    elif node.op in ("call_module", "output") or (isinstance(node.target, CustomCall) and not node.target.views):
         return
     else:
         yield from node.all_input_nodes

@@ -36,7 +36,8 @@ class Generated:
     """An executable graph.
 
     Attributes:
-        function: Takes the tensors at ``paths``, then the graph's inputs; returns the model's return value.
+        function: Takes the tensors at ``paths``, then the graph's inputs; returns the model's return value, in a pair
+            with a tuple of the graph's further outputs where there are any.
         paths: Paths of the parameters, buffers and constants that ``function`` takes first.
         source: Its Python source.
     """
@@ -164,6 +165,12 @@ class _Writer:
 
     def _result(self, node: Node, output: pytree.TreeSpec) -> str:
         leaves = [self._text(value) for value in node.args[0]]  # type: ignore[union-attr]
+        count = output.num_leaves
+        if further := leaves[count:]:
+            return f"({self._structured(leaves[:count], output)}), ({', '.join(further)},)"
+        return self._structured(leaves, output)
+
+    def _structured(self, leaves: list[str], output: pytree.TreeSpec) -> str:
         if output.is_leaf():
             return leaves[0]
         flat = all(child.is_leaf() for child in output.children())

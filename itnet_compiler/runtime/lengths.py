@@ -21,6 +21,7 @@ from ..capture.export import Capture
 from ..capture.guards import ShapeGuards
 from ..capture.long_loops import LongLoop
 from ..capture.signature import Call, map_arguments
+from ..capture.throwaway import StateWritten
 from ..errors import ItnetError
 from ..passes.loops.lengths import Captured, NotGeneral, Spot, generalise
 from ..progress import Progress
@@ -106,6 +107,8 @@ def _shortened(program: Program, call: Call, length: int, shown: Progress) -> Va
             if not first.journal.loops():
                 return None
             return _merged(program, first.capture.graph, first.capture, second, call, spots, shown)
+        except StateWritten:  # at any length; the original is to run first
+            raise
         except (ItnetError, NotGeneral) as problem:
             debug(NEAR_MISSES, "not captured at another length: %s", problem)
     return None
@@ -188,7 +191,7 @@ def _merged(
     second = other.capture
     if not other.journal.loops():
         raise NotGeneral("at another length it is no loop")
-    if first.output != second.output:
+    if (first.output, first.writes) != (second.output, second.writes):
         raise NotGeneral("another length returns something else")
     both = [
         (Captured(graph, _length(graph, spots), captured.constants, captured.guards.symbols), captured)

@@ -205,7 +205,7 @@ class Program:
         shapes = [leaf.shape for leaf in call.leaves]
         widen = True
         for variant in self._table.get(key, ()):
-            if variant.capture.guards.fit(shapes):
+            if variant.fits(shapes, self.root):
                 if variant.refused:
                     return None
                 if self._trusts(variant, call):
@@ -216,7 +216,7 @@ class Program:
         added = self._add(key, call, widen)
         if added is None or added.refused:
             return None
-        if added.capture.guards.fit(shapes) and self._trusts(added, call):
+        if added.fits(shapes, self.root) and self._trusts(added, call):
             return added
         if widen and added.capture.guards.small(shapes):
             return self._choose(key, call)
@@ -226,8 +226,7 @@ class Program:
 
     def run(self, variant: Variant, leaves: list[Tensor]) -> Any:
         """Run the graph of ``variant`` on the tensors of a call."""
-        assert variant.generated is not None
-        return variant.generated.function(*[store[name] for store, name in variant.stores], *leaves)
+        return variant.run(self.root, leaves)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call under torch.compile or torch.export: a captured graph where one fits, no capturing.
@@ -310,7 +309,7 @@ class Program:
     def has(self, call: Call) -> bool:
         """Whether a variant serves ``call`` in the current mode."""
         shapes = [leaf.shape for leaf in call.leaves]
-        return any(variant.capture.guards.fit(shapes) for variant in self.known(call))
+        return any(variant.fits(shapes, self.root) for variant in self.known(call))
 
     def _add(self, key: tuple[Any, ...], call: Call, widen: bool) -> Variant | None:
         """Capture a further variant at a call; on failure the call's kind runs the original code from now on."""

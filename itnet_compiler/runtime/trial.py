@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..capture.belongings import Belongings, contents_kept, is_identical
@@ -281,7 +282,7 @@ def _observe(
     kwargs: dict[str, Any],
     gradients: _Gradients | None,
 ) -> tuple[list[Any], list[Tensor | None] | None, list[str]]:
-    """Output leaves with the inputs and buffers that the call wrote; gradients; names of the attributes it wrote."""
+    """Output leaves, inputs, buffers and attributes that the call wrote; gradients; names of these attributes."""
     (args, kwargs), copies, inputs = copied((args, kwargs))
     with untouched(root) as changes, _same_seed(), foreign_randomness_kept():
         result = contents(function(*args, **kwargs))
@@ -289,7 +290,7 @@ def _observe(
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in result]
         mutated = [t.detach() for t in copies if not t.is_inference() and t._version]
         return (
-            [*leaves, *mutated, *(buffer.detach().clone() for buffer in changes.tensors())],
+            [*leaves, *mutated, *(buffer.detach().clone() for buffer in changes.tensors()), *changes.values()],
             slopes,
             changes.attributes(),
         )
@@ -332,6 +333,12 @@ class _Changes:
     def attributes(self) -> list[str]:
         """Names of the attributes that were written."""
         return self._belongings.changed()
+
+    def values(self) -> list[Any]:
+        """Tensors and whole numbers among what was written to attributes."""
+        written = [container.get(name) for _, container, _, names in self._belongings.replaced() for name in names]
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in pytree.tree_leaves(written)]
+        return [leaf for leaf in leaves if isinstance(leaf, (Tensor, int))]
 
     def tensors(self) -> list[Tensor]:
         """Buffers and small parameters that were written, or replaced by others."""

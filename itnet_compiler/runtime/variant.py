@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph
 
 from ..capture.export import Capture
 from ..capture.signature import Signature
+from ..capture.written import write_back
 from ..ir.integral import Integral
 from ..passes.engine import integral_of
 from ..passes.journal import Journal
@@ -70,6 +71,19 @@ class Variant:
         """What its fast paths depend on; None where it has none."""
         return self.ambient[-1]
 
+    def fits(self, shapes: Sequence[torch.Size], root: nn.Module) -> bool:
+        """Whether it serves inputs of these sizes, with what attributes that it writes are now."""
+        return self.capture.guards.fit(shapes) and all(write.fits(root) for write in self.capture.writes)
+
+    def run(self, root: nn.Module, leaves: list[Tensor]) -> Any:
+        """Run its graph on the tensors of a call of ``root``, and write what that writes."""
+        assert self.generated is not None
+        result = self.generated.function(*[store[name] for store, name in self.stores], *leaves)
+        if self.capture.writes:
+            result, written = result
+            write_back(root, self.capture.writes, written)
+        return result
+
     def kind(self, leaves: Sequence[Tensor]) -> tuple[Any, ...]:
         """What a call has to be tried for before the graph is trusted with it; empty where there is nothing.
 
@@ -90,7 +104,7 @@ class Variant:
 
         ``asked`` are the answers to what forward asks of its surroundings; None where it asks nothing.
         """
-        same = self.signature == signature and self.fast == fast and not self.refused
+        same = self.signature == signature and self.fast == fast and not (self.refused or self.capture.writes)
         if not same or (asked is not None and self.ambient[-2] != asked):
             return False
         fits = self.capture.guards.fit([leaf.shape for leaf in leaves])

@@ -240,7 +240,7 @@ class CachedTable(nn.Module):
         return self.out(self.rotary(self.embed(x)))
 
 
-@trap(STEPS[0], then=STEPS[1:], parts=["query", "key"])
+@trap(STEPS[0], then=STEPS[1:])
 class LastAttention(nn.Module):
     """Loses the weights kept for a picture."""
 

@@ -12,6 +12,7 @@ from torch.fx import Node
 from ...ir.body import Body, Call, Progression, Ref
 from ...ir.mode import mode_of
 from ..effects import Effects, is_random, written_arguments
+from ..match import bind
 from ..operators import COPIES, VIEWS, operator_name
 from .accesses import Access, access
 from .unrolled import Carry, Each, External, Local, NotALoop, Unrolled, evenly
@@ -86,6 +87,9 @@ class _Roller:
             kwargs = tuple((name, self._operand(value)) for name, value in loop.kwargs[place])
             if place in writes:
                 self._write(place, args)
+                continue
+            if all(_changes_nothing(row[place]) for row in loop.rows) and isinstance(args[0], Ref):
+                self.found.refs[place] = args[0]
                 continue
             self.found.refs[place] = self._value(loop.target(place), args, kwargs, loop.rows[0][place])
         self._close_carries()
@@ -275,6 +279,19 @@ def _is_fixed(value: Any) -> bool:
 
 def _is_pure(node: Node) -> bool:
     return not is_random(node) and not written_arguments(node)
+
+
+def _changes_nothing(node: Node | None) -> bool:
+    """Whether a node converts a tensor to the dtype and device that it has; the graph is for these alone."""
+    if node is None:
+        return True
+    if not str(node.target).startswith(("aten.to.dtype", "aten.to.device", "aten.type_as.")):
+        return False
+    given, made = node.args[0].meta["val"], node.meta["val"]
+    named = bind(node)
+    return (given.dtype, given.device) == (made.dtype, made.device) and not (
+        named.get("copy") or named.get("memory_format")
+    )
 
 
 def _is_in_place(target: Any) -> bool:
