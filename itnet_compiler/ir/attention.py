@@ -50,6 +50,7 @@ class Attention(Kernel):
         returns_weights: Whether the weights are a second output.
         wide: Whether a softmax of half-precision scores is taken in float32.
         sink: Layout of the operand ``sink``, or empty where there is none.
+        unfused: Whether products and a softmax run it, because the fused operator loses digits where the node stands.
         memory: Axes of the result in the order in which they lie in memory, slowest first, where later views rely on
             it; empty where any order will do.
     """
@@ -68,6 +69,7 @@ class Attention(Kernel):
     returns_weights: bool = False
     wide: bool = False
     sink: str = ""
+    unfused: bool = False
     memory: tuple[int, ...] = ()
 
     @cached_property

@@ -24,6 +24,7 @@ from ..progress import Progress
 from ..settings import SUMMARY, debug
 from .boundary import Face, Policy, is_plain, is_transformed, is_watching, plainly
 from .build import bind, is_virtual, refuse_meta
+from .digits import keep_digits
 from .division import division
 from .fast_paths import FastPaths
 from .lengths import build_any_length
@@ -361,6 +362,7 @@ class Program:
     def _compare(self, variant: Variant, call: Call) -> None:
         """Hold a new variant against the original on ``call``; refuse it where they differ."""
         variant.trial = self.try_out(variant, call, gradients=True)
+        keep_digits(self, variant, call)
         if variant.trial is None or not variant.trial.equal:
             self._refuse(variant, "could not be run" if variant.trial is None else variant.trial.describe())
 

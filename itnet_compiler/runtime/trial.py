@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..capture.signature import map_arguments
 from ..passes.verify import relative_error
 from .deadline import TooSlow, backward_limited
 
-__all__ = ["Trial", "copied", "run_trial", "unrecorded", "untouched"]
+__all__ = ["Trial", "copied", "gradient_errors", "run_trial", "unrecorded", "untouched"]
 
 # Relative L2 between two correct evaluations in different order; beyond it the functions differ.
 _BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -134,25 +134,65 @@ def _is_as_exact(
     root: nn.Module, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], graph: Run, plain: Run
 ) -> bool:
     """Whether the graph is as near to a run of the original in float64 as the original itself is."""
-    if sum(t.numel() * t.element_size() for t in (*root.parameters(), *root.buffers())) > _GRADIENTS:
+    run = _run_wide(root, code, args, kwargs, gradients=plain[1] is not None)
+    if run is None:
         return False
+    exact, slopes = run
+    slack = max((_SLACK.get(leaf.dtype, 0.0) for leaf in plain[0] if isinstance(leaf, Tensor)), default=0.0)
+    if not _nearness(graph[0], exact) <= 2 * _nearness(plain[0], exact) + slack:
+        return False
+    if plain[1] is None or graph[1] is None or slopes is None:
+        return plain[1] is None and graph[1] is None
+    own = _slope_error(_all_wide(plain[1]), slopes)
+    return _slope_error(_all_wide(graph[1]), slopes) <= 2 * own + slack
+
+
+def _run_wide(
+    root: nn.Module, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, gradients: bool
+) -> Run | None:
+    """Results and gradients of the original in float64; None where it is too large, draws numbers or fails."""
+    if sum(t.numel() * t.element_size() for t in (*root.parameters(), *root.buffers())) > _GRADIENTS:
+        return None
     wide = _widened(root)
     try:
         args, kwargs = map_arguments(_wide, (args, kwargs))
-        wanted = _Gradients(wide) if plain[1] is not None else None
+        wanted = _Gradients(wide, 2 * _GRADIENTS) if gradients else None
         with _Draws() as draws:
             exact, slopes, _ = _observe(wide, lambda *a, **k: code(wide, *a, **k), args, kwargs, wanted)
-        if draws.found:  # other numbers in float64
-            return False
-        slack = max((_SLACK.get(leaf.dtype, 0.0) for leaf in plain[0] if isinstance(leaf, Tensor)), default=0.0)
-        if not _nearness(graph[0], exact) <= 2 * _nearness(plain[0], exact) + slack:
-            return False
-        if plain[1] is None or graph[1] is None or slopes is None:
-            return plain[1] is None and graph[1] is None
-        own = _slope_error(_all_wide(plain[1]), slopes)
-        return _slope_error(_all_wide(graph[1]), slopes) <= 2 * own + slack
     except Exception:  # a float32 constant in the code, say; then there is nothing to decide by
-        return False
+        return None
+    return None if draws.found else (exact, slopes)  # it would draw other numbers in float64
+
+
+def gradient_errors(
+    root: nn.Module,
+    code: Callable[..., Any],
+    graphs: Sequence[Callable[..., Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[float] | None:
+    """Relative L2 errors of the gradients that ``graphs`` give, against those of ``code`` run in float64.
+
+    Args:
+        root: The module whose parameters the gradients are of; it is left as it was.
+        code: The original as a function of the module first.
+        graphs: What is asked about, each a function of the call alone, in order.
+        args: Positional arguments; copies of their tensors are given.
+        kwargs: Keyword arguments, likewise.
+
+    Returns:
+        One error for each, or None where there is no run in float64 to compare with.
+    """
+    run = _run_wide(root, code, args, kwargs, gradients=True)
+    if run is None or run[1] is None:
+        return None
+    errors = []
+    for graph in graphs:
+        _, slopes, _ = _observe(root, graph, args, kwargs, _Gradients(root))
+        if slopes is None:
+            return None
+        errors.append(_slope_error(_all_wide(slopes), run[1]))
+    return errors
 
 
 class _Draws(TorchDispatchMode):
@@ -197,12 +237,12 @@ def _widened(root: nn.Module) -> nn.Module:
 class _Gradients:
     """The tensors with respect to which gradients are compared; none, with a note, where that costs too much."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, most: int = _GRADIENTS) -> None:
         self.parameters = [p for p in root.parameters() if p.requires_grad]
         size = sum(p.numel() * p.element_size() for p in self.parameters)
         self.note = ""
-        if size > _GRADIENTS:
-            self.note = f"{size / 2**20:.0f} MB of parameters (limit {_GRADIENTS // 2**20})"
+        if size > most:
+            self.note = f"{size / 2**20:.0f} MB of parameters (limit {most // 2**20})"
         elif any(p._backward_hooks for p in self.parameters):
             self.note = "parameters have hooks"
 
@@ -212,8 +252,8 @@ class _Gradients:
         sources = [*self.parameters, *inputs]
         if self.note or not outputs or not sources:
             return None
-        # Weights that differ between elements, so that a sum that is constant (softmax) has a slope.
-        weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=torch.float64).to(t).view(t.shape) for t in outputs]
+        # Of both signs, so that a sum that is constant (softmax) has a slope, and no output drowns the others.
+        weights = [_spread(t.numel()).to(t).view(t.shape) for t in outputs]
         try:
             with backward_limited(outputs, _SECONDS):
                 return list(torch.autograd.grad(outputs, sources, weights, allow_unused=True))
@@ -224,6 +264,12 @@ class _Gradients:
             # Some models have a backward in train mode only; there is nothing to compare with then.
             self.note = f"the backward fails: {type(error).__name__}"
             return None
+
+
+def _spread(count: int) -> Tensor:
+    """``count`` numbers of mean 0, far from periodic, whose squares add up to about 1/2; no generator is moved."""
+    golden_angle = 2.399963229728653
+    return torch.arange(count, dtype=torch.float64).mul_(golden_angle).cos_().div_(count**0.5)
 
 
 def _slope_error(value: list[Tensor | None], expected: list[Tensor | None]) -> float:

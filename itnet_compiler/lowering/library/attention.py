@@ -60,6 +60,8 @@ def fused_form(kernel: Attention) -> FusedForm | str:
     zero = kernel.after == (Step("nan_to_num"),)
     if kernel.after and not zero:
         return f"the weights are changed ({kernel.after[0]})"
+    if kernel.unfused:
+        return "gradients of the fused operator lose digits here"
     if not kernel.query:
         return "the scores are used elsewhere too"
     if kernel.returns_weights:
