@@ -27,6 +27,7 @@ __all__ = ["Trial", "copied", "gradient_errors", "run_trial", "unrecorded", "unt
 _BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 # The same of gradients as one vector: backward passes cancel, and what is looked for is another function.
 _GRADIENT_BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.3}
+_HALF = (torch.bfloat16, torch.float16)
 # Bytes of parameters up to which gradients are compared too: two sets of them are held.
 _GRADIENTS = 64 * 2**20
 # Seconds that a backward pass is given.
@@ -253,7 +254,7 @@ class _Gradients:
         if self.note or not outputs or not sources:
             return None
         # Of both signs, so that a sum that is constant (softmax) has a slope, and no output drowns the others.
-        weights = [_spread(t.numel()).to(t).view(t.shape) for t in outputs]
+        weights = [_spread(t) for t in outputs]
         try:
             with backward_limited(outputs, _SECONDS):
                 return list(torch.autograd.grad(outputs, sources, weights, allow_unused=True))
@@ -266,10 +267,14 @@ class _Gradients:
             return None
 
 
-def _spread(count: int) -> Tensor:
-    """``count`` numbers of mean 0, far from periodic, whose squares add up to about 1/2; no generator is moved."""
-    golden_angle = 2.399963229728653
-    return torch.arange(count, dtype=torch.float64).mul_(golden_angle).cos_().div_(count**0.5)
+def _spread(like: Tensor) -> Tensor:
+    """Numbers of mean 0, far from periodic, whose squares add up to about 1/2; no generator is moved.
+
+    In half precision they are about 1, since smaller ones would leave no digits of small gradients.
+    """
+    golden_angle, count = 2.399963229728653, like.numel()
+    found = torch.arange(count, dtype=torch.float64).mul_(golden_angle).cos_()
+    return (found if like.dtype in _HALF else found.div_(count**0.5)).to(like).view(like.shape)
 
 
 def _slope_error(value: list[Tensor | None], expected: list[Tensor | None]) -> float:
