@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import itnet
-from benchmarks import burgers, capture_time, gpu, kernel, kernel_peers, loops, measure, overhead, recurrence
+from benchmarks import burgers, capture_time, gpu, kernel, kernel_peers, loops, measure, overhead, recurrence, shifts
 from benchmarks.zoo import apart, catalog, document, examine, from_transformers, kinds, run
 
 
@@ -245,3 +245,7 @@ def test_without_a_gpu_it_says_so(capsys):
         pytest.skip("there is a GPU")
     assert gpu.main([]) == 0
     assert "No CUDA device" in capsys.readouterr().out
+
+
+def test_shifts():
+    assert len(shifts.row("differences", 8, seconds=0.0)) == len(shifts.HEADER)

@@ -24,7 +24,7 @@ from ..settings import NEAR_MISSES, debug
 from .effects import Effects, is_random, written_arguments
 from .journal import Entry, Journal
 from .loops.reroll import reroll
-from .match import Proposal, Refusal, Rule, is_made, op_name
+from .match import Proposal, Refusal, Rule, Unrelated, is_made, op_name
 from .sampling import hint
 from .verify import Verifier
 
@@ -131,6 +131,8 @@ def _propose(graph: Graph, tried: tuple[Rule, ...], journal: Journal) -> list[tu
         for rule in by_anchor.get(op_name(node), ()) if node.op == "call_function" else ():
             try:
                 offered.append((rule, rule(node)))
+            except Unrelated:
+                continue
             except Refusal as refusal:
                 journal.add(_refusal(rule, node, refusal))
             except Exception as error:

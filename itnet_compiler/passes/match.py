@@ -22,6 +22,7 @@ __all__ = [
     "Proposal",
     "Refusal",
     "Rule",
+    "Unrelated",
     "bind",
     "is_made",
     "op_name",
@@ -109,6 +110,10 @@ class Refusal(Exception):
     def __init__(self, reason: str, node: Node, depth: int, passed: tuple[Node, ...] = ()) -> None:
         super().__init__(reason)
         self.reason, self.node, self.depth, self.passed = reason, node, depth, passed
+
+
+class Unrelated(Refusal):
+    """A refusal at a node that has nothing of what the rule looks for, as most sums have not: not worth telling."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from ...ir.stencil import Stencil, Tap, Weight
 from ..axes import AxisRole, roles_of
 from ..forms.boxes import Term, extent
 from ..forms.shifts import Shifts, moved_axes, read
-from ..match import Match, Proposal, propose, rank, rule, shape_of, value_of
+from ..match import Match, Proposal, Refusal, Unrelated, propose, rank, rule, shape_of, value_of
 from ..operators import CREATIONS, LIKE, REINDEXING, operator_name
 
 __all__ = ["shifts"]
@@ -28,7 +28,12 @@ __all__ = ["shifts"]
 )
 def shifts(node: Node, match: Match) -> Proposal:
     """y[p] = Σ_k w_k·x[p + o_k], where two offsets at least differ along axes that are proven to hold positions."""
-    found = read(node, match)
+    try:
+        found = read(node, match)
+    except Refusal as refusal:
+        if any(_only_moves(one) for one in refusal.passed if one is not node):
+            raise
+        raise Unrelated(refusal.reason, refusal.node, refusal.depth) from refusal
     source = found.source
     dtypes = {value_of(one).dtype for one in (node, source)}
     match.require(len(dtypes) == 1 and dtypes.pop().is_floating_point, "operands and result differ in dtype")
