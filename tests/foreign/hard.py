@@ -26,7 +26,7 @@ OFTEN = frozenset("generated_mask branch_on_data packed_lstm ssdlite longformer 
 # reformer seeds itself from the clock, fastspeech2 wants labels
 NO_TRAINING = frozenset({"reformer", "fastspeech2", "fastspeech2_hifigan"})
 # torch.export takes these in eval mode, random numbers and all; vit_mae and univnet in train mode too
-WHOLE_IN_EVAL = frozenset({"vit_mae", "univnet", "detr", "m2m_100", "wav2vec2_bert", "groupvit"})
+WHOLE_IN_EVAL = frozenset({"bloom", "vit_mae", "univnet", "detr", "m2m_100", "wav2vec2_bert", "groupvit"})
 
 
 # ── by hand ──────────────────────────────────────────────────────────────────────────────────────────────────────────

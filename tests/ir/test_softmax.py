@@ -61,8 +61,13 @@ def test_no_keys_at_all(queries: int) -> None:
 def test_mask_and_causal_apply_together() -> None:
     query, key, value = (tensor.detach() for tensor in _inputs(2, 3, width=4))
     mask = torch.randn(5, 6, dtype=torch.float64)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # the math backend refuses both at once
-        expected = F.scaled_dot_product_attention(query, key, value, mask, is_causal=True)
+    try:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # the math backend refuses both at once
+            expected = F.scaled_dot_product_attention(query, key, value, mask, is_causal=True)
+    except RuntimeError as error:
+        if "should not be set when is_causal" not in str(error):
+            raise
+        pytest.skip("this version of torch refuses both at once")
     found = Softmax().evaluate(Keys(causal=True), query=query, key=key, value=value, mask=mask)
     torch.testing.assert_close(found, expected)
 

@@ -8,7 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["linear_scan", "matrix_scan", "matrix_scan_backward", "selective_scan", "selective_scan_backward"]
+__all__ = [
+    "empty_result",
+    "linear_scan",
+    "matrix_scan",
+    "matrix_scan_backward",
+    "selective_scan",
+    "selective_scan_backward",
+]
 
 # Steps between two states that a backward pass keeps; those in between are computed again.
 CHUNK = 64
@@ -91,16 +98,24 @@ def selective_scan_backward(
 def matrix_scan(
     query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor | None, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Operands […, T, ·] with the same leading axes, in any layout; y […, T, V], laid out as ``value`` in dense memory;
-    last […, K, V], contiguous. With ``beta`` it is the delta rule.
+    """Operands […, T, ·] with the same leading axes, in any layout; y […, T, V], laid out as by ``empty_result``; last
+    […, K, V], contiguous. With ``beta`` it is the delta rule.
     """
     *batch, time, keys = query.shape
     state = query.new_zeros((*batch, keys, value.shape[-1])) if initial is None else initial
-    y = torch.empty_like(value)
+    y = empty_result(value)
     for t in range(time):
         state = _matrix_step(state, t, key, value, beta, decay)[2]
         y[..., t, :] = torch.einsum("...kv,...k->...v", state, query[..., t, :])
     return y, state.clone(memory_format=torch.contiguous_format)
+
+
+def empty_result(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for y […, T, V], in the order of ``value`` where neighbours in the last axis are neighbours there."""
+    y = torch.empty_like(value, dtype=dtype)
+    if y.shape[-1] <= 1 or y.stride(-1) == 1:
+        return y
+    return torch.empty_like(value, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _matrix_step(

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends
+from . import backends, eager
 
 __all__ = ["LIBRARY"]
 
@@ -307,7 +307,7 @@ def _matrix_empty(operands: _Matrix) -> Tensors:
     assert query is not None
     assert value is not None
     last = query.new_empty((*operands.batch, operands.keys, operands.values), dtype=operands.dtype)
-    return torch.empty_like(value, dtype=operands.dtype), last
+    return eager.empty_result(value, operands.dtype), last
 
 
 def _matrix_shapes(

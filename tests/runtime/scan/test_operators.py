@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -149,6 +151,23 @@ def test_a_matrix_scan_reads_operands_where_they_lie(delta):
     assert found[0].stride() == wanted[0].stride() == torch.empty_like(value).stride()
     operator = torch.ops.itnet.delta_scan(*given[:4]) if delta else torch.ops.itnet.matrix_scan(*given[:3])
     assert torch.equal(operator[0], found[0])
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(4))], ids=str)
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_matrix_scan_takes_operands_in_any_order_of_memory(order, delta):
+    back = tuple(order.index(axis) for axis in range(4))
+    query, key, value = _random(3, 2, 3, 7, 5).unbind(0)
+    key = torch.nn.functional.normalize(key, dim=-1)
+    run = torch.ops.itnet.delta_scan if delta else torch.ops.itnet.matrix_scan
+    more = [_random(2, 3, 7, 1).sigmoid()] if delta else []
+    moved = [one.permute(order).contiguous().permute(back) for one in (query, key, value)]
+    for given in ((query, key, moved[2]), moved, (query, key, value[:1, :, :, :1].expand(2, 3, 7, 5))):
+        found, wanted = run(*given, *more), eager.matrix_scan(*given, *(more or [None]), None, None)
+        _close(found, wanted)
+        with FakeTensorMode() as mode:
+            imagined = run(*map(mode.from_tensor, (*given, *more)))
+        assert [one.stride() for one in imagined] == [one.stride() for one in found]
 
 
 @compiled

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import eager
 from . import matrix, selective
 from .compile import run
 from .lanes import LANES
@@ -78,7 +79,7 @@ def matrix_scan(
     *batch, time, keys = query.shape
     width = value.shape[-1]
     state = query.new_zeros((*batch, keys, width)) if initial is None else initial.clone(memory_format=_DENSE)
-    y = torch.empty_like(value)
+    y = eager.empty_result(value)
     if value.numel():
         rows = math.prod(batch)
         given = [one.reshape(rows, time, one.shape[-1]) for one in _optional(query, beta, decay)]

@@ -117,7 +117,7 @@ def matrix_scan(
     query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor | None, initial: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As ``eager.matrix_scan``."""
-    batch, result = query.shape[:-2], torch.empty_like(value)
+    batch, result = query.shape[:-2], eager.empty_result(value)
     query, key, value = (_flat(one) for one in (query, key, value))
     beta, decay, initial = (None if one is None else _flat(one) for one in (beta, decay, initial))
     rows, time, keys = query.shape
