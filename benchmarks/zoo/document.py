@@ -149,7 +149,7 @@ def _quick(records: Iterable[Record]) -> str:
     """The networks that are run at every change, in their order here; without those that have no record."""
     own = [record for record in records if record["name"].removesuffix(EAGER) in QUICK]
     rows = [[record["name"], *_row(record)[1:]] for record in own if record["status"] == "unified"]
-    said = f"{len(QUICK)} networks unlike each other, run at every change. These are at {_revisions(own)}."
+    said = f"{len(QUICK)} networks unlike each other, run at every change. Records: {_revisions(own)}."
     lines = ["<!-- quick part -->", "## At every change\n", said + "\n", totals(own), "", table(COLUMNS, rows)]
     return "\n".join([*lines, "<!-- end -->"])
 

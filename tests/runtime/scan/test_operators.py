@@ -153,7 +153,7 @@ def test_a_matrix_scan_reads_operands_where_they_lie(delta):
     assert torch.equal(operator[0], found[0])
 
 
-@pytest.mark.parametrize("order", [*itertools.permutations(range(4))], ids=str)
+@pytest.mark.parametrize("order", [(0, *rest) for rest in itertools.permutations((1, 2, 3))], ids=str)
 @pytest.mark.parametrize("delta", [False, True])
 def test_a_matrix_scan_takes_operands_in_any_order_of_memory(order, delta):
     back = tuple(order.index(axis) for axis in range(4))
