@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...ir.pair.program import Program
 from ...ir.row_reverse import irregular
-from ..tiled.operators import _outside_dynamo
+from ..registering import keep_nothing, outside_dynamo, register
 from .drive import Runner, backward, forward
 from .plain import Plain, differentiable_gradients
 from .problem import CHUNK, Problem
@@ -31,9 +31,7 @@ def _problem(
     length: Any,
 ) -> Problem:
     groups = (tuple(initial), tuple(inputs), tuple(shared))
-    problem = Problem(Program.parse(program), *groups, tuple(axes), tuple(stacked), length)
-    problem.check()
-    return problem
+    return Problem(Program.parse(program), *groups, tuple(axes), tuple(stacked), length)
 
 
 def _runner(problem: Problem) -> type[Runner]:
@@ -72,6 +70,7 @@ def row_loop(
         128 …, (steps, rows, width), for the backward pass.
     """
     problem = _problem(initial, inputs, shared, program, axes, stacked, length)
+    problem.check()
     outputs, lasts, kept = forward(_runner(problem), problem)
     return [*outputs, *lasts, *kept]
 
@@ -85,9 +84,7 @@ def _shapes(
     stacked: Sequence[int],
     length: Any,
 ) -> list[Tensor]:
-    problem = Problem(
-        Program.parse(program), tuple(initial), tuple(inputs), tuple(shared), tuple(axes), tuple(stacked), length
-    )
+    problem = _problem(initial, inputs, shared, program, axes, stacked, length)
     lasts = [one.new_empty(one.shape) for one in initial]
     chunks = (length + CHUNK - 1) // CHUNK
     return [*problem.outputs(), *lasts, *(one.new_empty((chunks, problem.rows, one.shape[-1])) for one in initial)]
@@ -106,6 +103,7 @@ def row_loop_backward(
 ) -> list[Tensor]:
     """Gradients of initial, inputs and shared, in this order; ``grads`` are those of outputs and last states."""
     problem = _problem(initial, inputs, shared, program, axes, stacked, length)
+    problem.check()
     found = backward(_runner(problem), problem, kept, grads[: len(stacked)], grads[len(stacked) :])
     results: list[Tensor] = []
     for letters, group in (("h", initial), ("x", inputs), ("rw", shared)):
@@ -150,7 +148,9 @@ def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     grads = list(grads[: len(grads) - count])
     if torch.is_grad_enabled():  # the gradient is to be differentiated: through plain steps, by autograd
         groups = (initial, inputs, shared)
-        found = differentiable_gradients(_problem(*groups, *ctx.settings), grads, ctx.needs)
+        problem = _problem(*groups, *ctx.settings)
+        problem.check()
+        found = differentiable_gradients(problem, grads, ctx.needs)
         return found[:count], found[count : count + width], found[count + width :], None, None, None, None
     found = torch.ops.itnet.row_loop_backward(grads, list(kept), initial, inputs, shared, *ctx.settings)
     return found[:count], found[count : count + width], found[count + width :], None, None, None, None
@@ -162,17 +162,11 @@ def _once(ctx: Any, *gradients: Any) -> Any:
     )
 
 
-def _nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Nothing is needed to refuse."""
-
-
 _CALL = "Tensor[] initial, Tensor[] inputs, Tensor[] shared, str program, int[] axes, int[] stacked, SymInt length"
 LIBRARY.define(f"row_loop({_CALL}) -> Tensor[]")
 LIBRARY.define(f"row_loop_backward(Tensor[] grads, Tensor[] kept, {_CALL}) -> Tensor[]")
 for _name, _function, _fake, _slopes, _setup in (
     ("row_loop", row_loop, _shapes, _pull, _context),
-    ("row_loop_backward", row_loop_backward, _backward_shapes, _once, _nothing),
+    ("row_loop_backward", row_loop_backward, _backward_shapes, _once, keep_nothing),
 ):
-    LIBRARY.impl(_name, _outside_dynamo(_function), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"itnet::{_name}", _fake, lib=LIBRARY)
-    torch.library.register_autograd(f"itnet::{_name}", _slopes, setup_context=_setup, lib=LIBRARY)
+    register(LIBRARY, _name, outside_dynamo(_function), _fake, _slopes, _setup)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..registering import keep_nothing, register
 from . import backends, eager
 
 __all__ = ["LIBRARY"]
@@ -365,25 +366,18 @@ def _matrix_backward(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Any, ..
 # -- Registration ------------------------------------------------------------------------------------------------
 
 
-def _register(name: str, run: Any, shapes: Any, backward: Any, context: Any) -> None:
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"itnet::{name}", shapes, lib=LIBRARY)
-    torch.library.register_autograd(f"itnet::{name}", backward, setup_context=context, lib=LIBRARY)
-
-
-def _no_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    """Nothing to keep."""
-
-
-_register("linear_scan", _linear_scan, _linear_shapes, _linear_backward, _linear_context)
-_register("selective_scan", _selective_scan, _selective_shapes, _selective_backward, _selective_context)
-_register("matrix_scan", _matrix_scan, _matrix_shapes, _matrix_backward, _matrix_context)
-_register("delta_scan", _delta_scan, _delta_shapes, _matrix_backward, _matrix_context)
-_register(
+register(LIBRARY, "linear_scan", _linear_scan, _linear_shapes, _linear_backward, _linear_context)
+register(LIBRARY, "selective_scan", _selective_scan, _selective_shapes, _selective_backward, _selective_context)
+register(LIBRARY, "matrix_scan", _matrix_scan, _matrix_shapes, _matrix_backward, _matrix_context)
+register(LIBRARY, "delta_scan", _delta_scan, _delta_shapes, _matrix_backward, _matrix_context)
+register(
+    LIBRARY,
     "selective_scan_backward",
     _selective_gradients,
     _selective_gradient_shapes,
     _once("selective_scan"),
-    _no_context,
+    keep_nothing,
 )
-_register("matrix_scan_backward", _matrix_gradients, _matrix_gradient_shapes, _once("matrix_scan"), _no_context)
+register(
+    LIBRARY, "matrix_scan_backward", _matrix_gradients, _matrix_gradient_shapes, _once("matrix_scan"), keep_nothing
+)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...ir.pair.adjoint import Adjoint, adjoint
 from ...ir.pair.program import QUERY, SHARED, SIDES, SOURCE, Program
+from ..registering import keep_nothing, outside_dynamo, register
 from .backends import backend
 from .problem import Gradients, Problem, wide
 
@@ -229,24 +228,6 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
     )
 
 
-def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Nothing is needed to refuse."""
-
-
-def _outside_dynamo(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as a kernel that torch.compile does not look into. It is not loaded for that: it takes a second."""
-
-    @functools.wraps(function)
-    def kernel(*args: Any) -> Any:
-        return (function if "torch._dynamo" not in sys.modules else hidden())(*args)
-
-    @functools.cache
-    def hidden() -> Callable[..., Any]:
-        return torch.compiler.disable(function)
-
-    return kernel
-
-
 _CALL = "Tensor value, Tensor[] query, Tensor[] source, Tensor[] shared, Tensor? mask"
 _SETTINGS = "str program, bool normalise, int before, int after"
 LIBRARY.define(f"pair_integral({_CALL}, SymInt queries, {_SETTINGS}) -> (Tensor, Tensor)")
@@ -256,8 +237,6 @@ LIBRARY.define(
 )
 for _name, _function, _fake, _pull, _setup in (
     ("pair_integral", pair_integral, _shapes, _backward, _setup_context),
-    ("pair_integral_backward", pair_integral_backward, _backward_shapes, _no_second_derivative, _keep_nothing),
+    ("pair_integral_backward", pair_integral_backward, _backward_shapes, _no_second_derivative, keep_nothing),
 ):
-    LIBRARY.impl(_name, _outside_dynamo(_function), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"itnet::{_name}", _fake, lib=LIBRARY)
-    torch.library.register_autograd(f"itnet::{_name}", _pull, setup_context=_setup, lib=LIBRARY)
+    register(LIBRARY, _name, outside_dynamo(_function), _fake, _pull, _setup)
