@@ -101,7 +101,10 @@ class TreeState:
                 return False
         for (tensors, name), (dtype, device, kind) in zip(self._present, kinds, strict=True):
             tensor = tensors[name]
-            if tensor.dtype != dtype or tensor.device != device or type(tensor) is not kind:
+            if tensor.dtype != dtype or tensor.device != device:
+                return False
+            # nn.Buffer makes plain tensors, of which torch.compile says that they are of that class.
+            if type(tensor) is not kind and not (kind is Tensor and type(tensor) is nn.Buffer):
                 return False
         for (attributes, name), value in zip(self._settings, settings, strict=True):
             if attributes[name] != value:

@@ -53,6 +53,32 @@ def test_a_plan_is_followed_under_compile(pair):
     assert not any("conv1d" in target for target in captured)  # the dense definition, not the library's kernel
 
 
+class Attends(nn.Module):
+    """Causal attention written out, whose mask is an ``nn.Buffer``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 24)
+        self.hidden = nn.Buffer(torch.ones(5, 5, dtype=torch.bool).triu(1), persistent=False)
+
+    def forward(self, x):
+        q, k, v = self.project(x).chunk(3, -1)
+        return (q @ k.mT * 8**-0.5).masked_fill(self.hidden, -torch.inf).softmax(-1) @ v
+
+
+def test_attention_written_out_is_compiled_fused():
+    torch._dynamo.reset()
+    model, x, captured = Attends(), torch.randn(2, 5, 8), []
+
+    def backend(graph, inputs):
+        captured.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    found = torch.compile(itnet.unify(model, x), backend=backend, fullgraph=True)(x)
+    torch.testing.assert_close(found, model(x))
+    assert any("scaled_dot_product_attention" in target for target in captured)
+
+
 def test_mode_changes_of_a_part_are_noticed(pair):
     model, unified, x = pair
     unified = copy.deepcopy(unified)
