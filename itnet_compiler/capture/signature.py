@@ -28,6 +28,10 @@ class Signature:
 
     entries: tuple[tuple[str, Hashable], ...]
 
+    def real(self) -> Signature:
+        """That of the call which a tracer with fake tensors stands for."""
+        return Signature(_real(self.entries))
+
     def describe(self) -> str:
         """Text such as ``input_ids: int64[·,·], output_attentions=True``."""
         return ", ".join(f"{name}{_describe(entry)}" for name, entry in self.entries)
@@ -137,6 +141,12 @@ def _kind(value: Tensor) -> Hashable:
     if type(value) not in _PLAIN or value.is_nested:
         raise TypeError(f"a {type(value).__name__} is not a plain tensor")
     return (Tensor, value.dtype, value.dim(), value.device, value.layout, type(value))
+
+
+def _real(entry: Any) -> Any:
+    if isinstance(entry, tuple):
+        return tuple(map(_real, entry))
+    return Tensor if entry is FakeTensor else entry
 
 
 def is_size(value: object) -> bool:

@@ -242,9 +242,11 @@ class Program:
             return self.original(self.root, *args, **kwargs)
         # An exported original holds no fast paths either.
         asked = answers(self.asks, self.root, call.leaves) if self.asks else None
-        fast = None if torch.compiler.is_exporting() else self._fast.conditions(call.leaves)
+        exporting = torch.compiler.is_exporting()
+        signature = call.signature.real() if exporting else call.signature
+        fast = None if exporting else self._fast.conditions(call.leaves)
         for variant in self.variants:
-            if variant.serves(call.signature, call.leaves, fast, asked) and self.tree.matches(variant.state):
+            if variant.serves(signature, call.leaves, fast, asked) and self.tree.matches(variant.state):
                 return self.run(variant, call.leaves)
         return self.original(self.root, *args, **kwargs)
 

@@ -8,6 +8,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as torch_module
 
 from ..capture.hooks import HOOKS, fires
@@ -103,8 +104,7 @@ class TreeState:
             tensor = tensors[name]
             if tensor.dtype != dtype or tensor.device != device:
                 return False
-            # nn.Buffer makes plain tensors, of which torch.compile says that they are of that class.
-            if type(tensor) is not kind and not (kind is Tensor and type(tensor) is nn.Buffer):
+            if type(tensor) is not kind and not _stands_for(tensor, kind):
                 return False
         for (attributes, name), value in zip(self._settings, settings, strict=True):
             if attributes[name] != value:
@@ -128,6 +128,12 @@ class TreeState:
             if isinstance(store.get(name), Tensor):
                 return store, name
         return None
+
+
+def _stands_for(tensor: Tensor, kind: type) -> bool:
+    """Whether a tracer shows a tensor of this class so: as a fake one, or as the nn.Buffer that it was made by."""
+    plain = kind is Tensor or kind is nn.Parameter
+    return plain and (type(tensor) is FakeTensor or (kind is Tensor and type(tensor) is nn.Buffer))
 
 
 def _is_config(value: Any) -> bool:

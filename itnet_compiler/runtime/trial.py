@@ -34,8 +34,8 @@ _ASKED = {torch.float32: 5e-6}
 # Bytes of parameters up to which gradients are compared too: two sets of them are held. The second is for graphs that
 # are known to round otherwise.
 _GRADIENTS, _MORE_GRADIENTS = 64 * 2**20, 256 * 2**20
-# Seconds that a backward pass is given.
-_SECONDS = 10.0
+# Seconds that a backward pass is given, and one in float64 where that decides.
+_SECONDS, _MORE_SECONDS = 10.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _is_as_exact(
     wide = _widened(root)
     try:
         args, kwargs = map_arguments(_wide, (args, kwargs))
-        wanted = _Gradients(wide, 2 * limit) if plain[1] is not None else None
+        wanted = _Gradients(wide, 2 * limit, _MORE_SECONDS) if plain[1] is not None else None
         with _Draws() as draws:
             exact, slopes, _ = _observe(wide, lambda *a, **k: code(wide, *a, **k), args, kwargs, wanted)
         if draws.found:
@@ -222,7 +222,8 @@ def _widened(root: nn.Module) -> nn.Module:
 class _Gradients:
     """The tensors with respect to which gradients are compared; none, with a note, where that costs too much."""
 
-    def __init__(self, root: nn.Module, limit: int) -> None:
+    def __init__(self, root: nn.Module, limit: int, seconds: float = _SECONDS) -> None:
+        self.seconds = seconds
         self.parameters = [p for p in root.parameters() if p.requires_grad]
         size = sum(p.numel() * p.element_size() for p in self.parameters)
         self.note = ""
@@ -239,10 +240,10 @@ class _Gradients:
             return None
         weights = [_weights(t.numel()).to(t).view(t.shape) for t in outputs]
         try:
-            with backward_limited(outputs, _SECONDS):
+            with backward_limited(outputs, self.seconds):
                 return list(torch.autograd.grad(outputs, sources, weights, allow_unused=True))
         except TooSlow:
-            self.note = f"the backward takes more than {_SECONDS:.0f} s"
+            self.note = f"the backward takes more than {self.seconds:.0f} s"
             return None
         except Exception as error:
             # Some models have a backward in train mode only; there is nothing to compare with then.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
 from torch.fx import Graph
 
 from ..capture.export import Capture
@@ -107,8 +107,14 @@ class Variant:
         same = self.signature == signature and self.fast == fast and not (self.refused or self.capture.writes)
         if not same or (asked is not None and self.ambient[-2] != asked):
             return False
-        fits = self.capture.guards.fit([leaf.shape for leaf in leaves])
-        return fits and (not self.spots or self.trusted.get(self.kind(leaves), False))
+        shapes = [leaf.shape for leaf in leaves]
+        symbolic = {(i, axis) for i, shape in enumerate(shapes) for axis, n in enumerate(shape) if type(n) is SymInt}
+        # Asking more about a symbolic size would make the tracer fix it.
+        if not symbolic <= {*self.capture.guards.dynamic} or not self.capture.guards.fit(shapes):
+            return False
+        if symbolic:
+            return not self.spots or (any(self.trusted.values()) and all(self.trusted.values()))
+        return not self.spots or self.trusted.get(self.kind(leaves), False)
 
     @property
     def mode(self) -> str:
