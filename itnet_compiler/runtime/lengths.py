@@ -208,8 +208,7 @@ def _merged(
     longer.label = f"{mode} (any length from {shorter.length} on)"
     longer.journal.least = shorter.length
     longer.trial = program.try_out(longer, call, gradients=True)
-    if not longer.convinced(longer.trial):
+    if not longer.trust(call.leaves, longer.trial):
         found = "could not be run" if longer.trial is None else longer.trial.describe()
         raise NotGeneral(f"the graph made for every length: {found}")
-    longer.trusted[longer.kind(call.leaves)] = True
     return longer

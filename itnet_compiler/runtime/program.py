@@ -266,7 +266,7 @@ class Program:
         if not kind or not self.verified:
             return True
         if kind not in variant.trusted:
-            variant.trusted[kind] = variant.convinced(self.try_out(variant, call, gradients=bool(variant.spots)))
+            variant.trust(call.leaves, self.try_out(variant, call, gradients=bool(variant.spots)))
         return variant.trusted[kind]
 
     def try_out(self, variant: Variant, call: Call, *, gradients: bool = False, strict: bool = False) -> Trial | None:

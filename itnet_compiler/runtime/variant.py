@@ -24,6 +24,10 @@ from .trial import Trial
 __all__ = ["Variant"]
 
 
+# A shortest and a longest length between which there is none.
+_NONE = (0, -1)
+
+
 @dataclass
 class Variant:
     """One captured and rewritten graph, valid for one signature, mode and set of dtypes.
@@ -45,6 +49,7 @@ class Variant:
         tries: How often that has been held against the graph of another length.
         spots: Axes of inputs on which loops run, where the graph is for any length (see ``lengths``).
         trusted: Sizes that torch.export has not seen, and whether the graph computed the same as the original there.
+        tried: The shortest and the longest length of loops known to be right: with gradients enabled, and at all.
     """
 
     label: str
@@ -63,6 +68,7 @@ class Variant:
     spots: frozenset[Spot] = frozenset()
     tries: int = 0
     trusted: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    tried: tuple[tuple[int, int], tuple[int, int]] = (_NONE, _NONE)
     generated: Generated | None = None
     stores: list[tuple[dict[str, Any], str]] = field(default_factory=list)
 
@@ -99,22 +105,40 @@ class Variant:
         """Whether a trial shows that the graph is right; for any length, its gradients too, which may be cut there."""
         return trial is not None and trial.equal and not (self.spots and trial.gradient_note)
 
+    def trust(self, leaves: Sequence[Tensor], trial: Trial | None) -> bool:
+        """Remember what a trial with these tensors showed: whether calls of this kind are run."""
+        self.trusted[self.kind(leaves)] = right = self.convinced(trial)
+        if self.spots:
+            self.tried = self._tried(True), self._tried(False)
+        return right
+
+    def _tried(self, grad: bool) -> tuple[int, int]:
+        index, axis = min(self.spots)
+        lengths: dict[bool, list[int]] = {True: [], False: []}
+        for (with_grad, _, shapes), right in self.trusted.items():
+            if with_grad or not grad or not right:
+                lengths[right].append(shapes[index][axis])
+        captured = [] if self.journal.least is None else [self.journal.least]
+        found = (min([*captured, *lengths[True]], default=0), max(lengths[True], default=-1))
+        return _NONE if any(found[0] <= wrong <= found[1] for wrong in lengths[False]) else found
+
     def serves(self, signature: Signature, leaves: list[Tensor], fast: tuple[bool, ...] | None, asked: Any) -> bool:
         """Whether it may be run while something is traced, when nothing can be tried out, in the mode it is for.
 
-        ``asked`` are the answers to what forward asks of its surroundings; None where it asks nothing.
+        Loops have any length from that of its capture to the longest at which it was tried. ``asked`` are the answers to what forward asks of its surroundings; None where it asks nothing.
         """
         same = self.signature == signature and self.fast == fast and not (self.refused or self.capture.writes)
         if not same or (asked is not None and self.ambient[-2] != asked):
             return False
         shapes = [leaf.shape for leaf in leaves]
-        symbolic = {(i, axis) for i, shape in enumerate(shapes) for axis, n in enumerate(shape) if type(n) is SymInt}
+        symbolic = {
+            (i, axis) for i, shape in enumerate(shapes) for axis, n in enumerate(shape) if isinstance(n, SymInt)
+        }
         # Asking more about a symbolic size would make the tracer fix it.
         if not symbolic <= {*self.capture.guards.dynamic} or not self.capture.guards.fit(shapes):
             return False
-        if symbolic:
-            return not self.spots or (any(self.trusted.values()) and all(self.trusted.values()))
-        return not self.spots or self.trusted.get(self.kind(leaves), False)
+        least, most = self.tried[0 if torch.is_grad_enabled() else 1]
+        return all([least <= shapes[index][axis] <= most for index, axis in self.spots])
 
     @property
     def mode(self) -> str:

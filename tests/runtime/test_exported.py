@@ -47,14 +47,58 @@ def test_the_rewritten_graph_is_exported(strict):
     torch.testing.assert_close(program.module()(X), model(X))
 
 
-def test_a_loop_is_exported_for_any_length():
+def test_a_loop_is_exported_for_all_lengths_between_those_that_were_run():
     model = Written()
     unified = itnet.unify(model, X)
-    unified(torch.randn(2, 11, 6))
+    unified(torch.randn(2, 40, 6))
     program = torch.export.export(unified, (X,), dynamic_shapes=AUTO)
-    for batch, length in ((3, 8), (2, 17), (7, 63)):
+    for batch, length in ((3, 8), (2, 17), (7, 40)):
         x = torch.randn(batch, length, 6)
         torch.testing.assert_close(program.module()(x), model(x))
+    for length in (7, 41):
+        with pytest.raises(AssertionError, match="Guard failed"):
+            program.module()(torch.randn(2, length, 6))
+
+
+class Changing(nn.Module):
+    """Fades faster where there is much."""
+
+    def forward(self, x):
+        state, states = torch.zeros_like(x[:, 0]), []
+        rate = 0.5 if x.shape[1] < 20 else 0.9
+        for step in range(x.shape[1]):
+            state = rate * state + x[:, step]
+            states.append(state)
+        return torch.stack(states, 1)
+
+
+def test_a_length_at_which_the_graph_was_wrong_is_the_original_to_a_tracer():
+    torch._dynamo.reset()
+    model = Changing()
+    unified = itnet.unify(model, X)
+    for length in (11, 30):
+        unified(torch.randn(2, length, 6))
+    compiled = torch.compile(unified, backend="eager", dynamic=True)
+    for length in (11, 15, 25, 30):
+        x = torch.randn(2, length, 6)
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_a_loop_is_compiled_once_for_the_lengths_that_were_run():
+    torch._dynamo.reset()
+    model, graphs = Written(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    unified = itnet.unify(model, X)
+    unified(torch.randn(2, 40, 6))
+    compiled = torch.compile(unified, backend=backend, dynamic=True, fullgraph=True)
+    for length in (9, 11, 40):
+        x = torch.randn(2, length, 6)
+        torch.testing.assert_close(compiled(x), model(x))
+    assert len(graphs) == 1
 
 
 class Layers(nn.Module):
