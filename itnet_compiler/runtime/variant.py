@@ -125,7 +125,8 @@ class Variant:
     def serves(self, signature: Signature, leaves: list[Tensor], fast: tuple[bool, ...] | None, asked: Any) -> bool:
         """Whether it may be run while something is traced, when nothing can be tried out, in the mode it is for.
 
-        Loops have any length from that of its capture to the longest at which it was tried. ``asked`` are the answers to what forward asks of its surroundings; None where it asks nothing.
+        Loops have any length from that of its capture to the longest at which it was tried. ``asked`` are the answers to
+        what forward asks of its surroundings; None where it asks nothing.
         """
         same = self.signature == signature and self.fast == fast and not (self.refused or self.capture.writes)
         if not same or (asked is not None and self.ambient[-2] != asked):
@@ -138,7 +139,7 @@ class Variant:
         if not symbolic <= {*self.capture.guards.dynamic} or not self.capture.guards.fit(shapes):
             return False
         least, most = self.tried[0 if torch.is_grad_enabled() else 1]
-        return all([least <= shapes[index][axis] <= most for index, axis in self.spots])
+        return all(least <= shapes[index][axis] <= most for index, axis in self.spots)
 
     @property
     def mode(self) -> str:
