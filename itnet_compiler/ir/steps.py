@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["LOW", "Labels", "Order", "Step", "apply_step", "padded", "renamed", "sorted_labels"]
+__all__ = ["LOW", "Factor", "Labels", "Order", "Step", "apply_step", "padded", "renamed", "sorted_labels"]
 
 # A number up to this in place of a score, or added to one, hides the position.
 LOW = -9999.0
@@ -17,6 +17,15 @@ LOW = -9999.0
 Order = tuple[str, ...]
 
 _FUNCTIONS = {"tanh": torch.tanh, "nan_to_num": torch.nan_to_num}
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A number that something is multiplied by (``*``) or divided by (``/``): ``query``, ``key`` or ``scores``."""
+
+    of: str
+    sign: str
+    number: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Step:
         new: Of ``mix``: the label that takes its place.
         start: By axis of an operand that is added: the places before it, where nothing is added; empty where there are
             none.
+        written: Of a number: the factors that the source has in its place, for code that rounds as the source does.
     """
 
     kind: str
@@ -48,6 +58,12 @@ class Step:
     old: str = ""
     new: str = ""
     start: tuple[int, ...] = ()
+    written: tuple[Factor, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def by(cls, number: float, sign: str = "*", of: str = "scores") -> Step:
+        """``times`` a number or its reciprocal, which is what the query or the key was multiplied by, or the scores."""
+        return cls("times", number if sign == "*" else 1.0 / number, written=(Factor(of, sign, number),))
 
     def __str__(self) -> str:
         of = self.role or (f"{self.number:.6g}" if self.number is not None else "")

@@ -34,7 +34,7 @@ _ASKED = {torch.float32: 5e-6}
 # Bytes of parameters up to which gradients are compared too: two sets of them are held. The second is for graphs that
 # are known to round otherwise.
 _GRADIENTS, _MORE_GRADIENTS = 64 * 2**20, 256 * 2**20
-# Seconds that a backward pass is given, and one in float64 where that decides.
+# Seconds that a backward pass is given, and where a run in float64 may decide.
 _SECONDS, _MORE_SECONDS = 10.0, 60.0
 
 
@@ -110,7 +110,8 @@ def run_trial(
         strict: Whether such a run is asked about differences within the bounds too, down to a few roundings.
     """
     limit = _MORE_GRADIENTS if strict else _GRADIENTS
-    wanted = _Gradients(root, limit) if gradients and torch.is_grad_enabled() else None
+    seconds = _MORE_SECONDS if strict else _SECONDS
+    wanted = _Gradients(root, limit, seconds) if gradients and torch.is_grad_enabled() else None
     expected, slopes, attributes = _observe(root, original, args, kwargs, wanted)
     value, found, written_by_graph = _observe(root, graph, args, kwargs, wanted)
     written = tuple(name for name in attributes if name not in written_by_graph)
@@ -222,7 +223,7 @@ def _widened(root: nn.Module) -> nn.Module:
 class _Gradients:
     """The tensors with respect to which gradients are compared; none, with a note, where that costs too much."""
 
-    def __init__(self, root: nn.Module, limit: int, seconds: float = _SECONDS) -> None:
+    def __init__(self, root: nn.Module, limit: int, seconds: float) -> None:
         self.seconds = seconds
         self.parameters = [p for p in root.parameters() if p.requires_grad]
         size = sum(p.numel() * p.element_size() for p in self.parameters)

@@ -125,8 +125,8 @@ class Variant:
     def serves(self, signature: Signature, leaves: list[Tensor], fast: tuple[bool, ...] | None, asked: Any) -> bool:
         """Whether it may be run while something is traced, when nothing can be tried out, in the mode it is for.
 
-        Loops have any length from that of its capture to the longest at which it was tried. ``asked`` are the answers to
-        what forward asks of its surroundings; None where it asks nothing.
+        Loops have any length from that of its capture to the longest at which it was tried. ``asked`` are the answers
+        to what forward asks of its surroundings; None where it asks nothing.
         """
         same = self.signature == signature and self.fast == fast and not (self.refused or self.capture.writes)
         if not same or (asked is not None and self.ambient[-2] != asked):

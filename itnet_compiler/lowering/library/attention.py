@@ -243,6 +243,8 @@ class _Writer:
         kernel, labels = self.kernel, self.labels
         scores = (*_single(kernel.first), labels.queries, labels.keys)
         steps = kernel.steps
+        for factor in (factor for step in steps for factor in step.written if factor.of in ("query", "key")):
+            self.put(factor.of, f"{factor.of} {factor.sign} {factor.number!r}")
         held = [set(labels_of(kernel.layouts.get(role, ()))) for role in ("query", "key")]
         if not kernel.query:
             self.put("s", self.arranger.arranged(steps[0].role, scores))
@@ -320,6 +322,10 @@ class _Writer:
             self.put("later", f"ones({sizes}, dtype=bool, device=value.device).triu(1)")
             later = self.arranger.arranged("later", scores, layout=layout)
             self.put(name, f"{name}.masked_fill({later}, -inf)")
+            return scores
+        if step.written:
+            for factor in (factor for factor in step.written if factor.of == "scores"):
+                self.put(name, f"{name} {factor.sign} {factor.number!r}")
             return scores
         operand = self._operand(step, scores) if step.role else repr(step.number)
         if step.kind in _SIGNS:

@@ -232,5 +232,5 @@ class _Finder(Joins):
         self.match.require(not all(held), "both factors of the scores depend on the positions summed over", node)
         key = 0 if held[0] else 1
         self.match.require(held[key] == keys, "the keys lack some of the positions that the softmax runs over", node)
-        found.query = self._operand(*sides[1 - key], scaled=True)
-        found.key = self._operand(*sides[key], scaled=True)
+        found.query = self._operand(*sides[1 - key], scaled="query")
+        found.key = self._operand(*sides[key], scaled="key")

@@ -95,7 +95,7 @@ class Joins(Chains):
         assert addend is not None
         steps.insert(0, (Step("plus"), self._operand(product.addend, addend)))
         if alpha != 1:
-            steps.insert(0, (Step("times", float(alpha)), None))
+            steps.insert(0, (Step.by(float(alpha)), None))
 
     # ── what is written over
 

@@ -144,12 +144,12 @@ class Chains:
         return self.tracer.aligned(node, axes) == self.tracer.resolve(axes)
 
     def _add_number(self, kind: str, number: float, steps: list[tuple[Step, Leaf | None]], node: Node) -> None:
-        if kind == "over":
-            self.match.require(number != 0, "divides by 0", node)
-            kind, number = "times", 1.0 / number
-        if kind == "minus":
-            kind, number = "plus", -number
-        steps.insert(0, (Step(kind, number), None))
+        if kind in ("times", "over"):
+            self.match.require(number != 0 or kind == "times", "divides by 0", node)
+            step = Step.by(number, "*" if kind == "times" else "/")
+        else:
+            step = Step("plus", -number if kind == "minus" else number)
+        steps.insert(0, (step, None))
 
     def _choice(
         self,
@@ -200,8 +200,8 @@ class Chains:
         for taken in chain:
             self._take(taken)
 
-    def _operand(self, node: Node, axes: Axes, *, scaled: bool = False) -> Leaf:
-        """Back through views that nobody else uses, and where it is ``scaled`` through products with a number."""
+    def _operand(self, node: Node, axes: Axes, *, scaled: str = "") -> Leaf:
+        """Back through views that nobody else uses, and as ``query`` or ``key`` through products with a number."""
         for _ in range(LONGEST):
             if len(node.users) != 1 or node.op != "call_function":
                 break
@@ -213,8 +213,8 @@ class Chains:
                     isinstance(source, Node) and isinstance(number, (int, float)) and given.get("rounding_mode") is None
                 )
                 if whole and number and rank(source) == len(axes) and shape_of(source) == shape_of(node):
-                    factor = float(number) if name == "mul" else 1.0 / float(number)
-                    self.found.steps.insert(0, (Step("times", factor), None))
+                    factor = Step.by(float(number), "*" if name == "mul" else "/", scaled)
+                    self.found.steps.insert(0, (factor, None))
                     self._take(node)
                     self._take_constant(other)
                     node = source

@@ -271,7 +271,7 @@ class _Finder(Normalising):
         return source
 
     def _leaf(self, node: Node, axes: Axes) -> Leaf:
-        return self._operand(node, axes, scaled=True)
+        return self._operand(node, axes, scaled="query")
 
     def _scale(self) -> float:
         scale = 1.0

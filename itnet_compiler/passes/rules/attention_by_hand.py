@@ -161,7 +161,9 @@ def _merged(steps: Iterable[Step]) -> tuple[Step, ...]:
     for step in steps:
         number = step.kind == "times" and step.number is not None
         if number and result and result[-1].kind == "times" and result[-1].number is not None:
-            result[-1] = Step("times", result[-1].number * float(step.number or 0.0))
+            last = result[-1]
+            product = float(last.number or 0.0) * float(step.number or 0.0)
+            result[-1] = Step("times", product, written=(*last.written, *step.written))
         else:
             result.append(step)
     return tuple(step for step in result if step != Step("times", 1.0))
