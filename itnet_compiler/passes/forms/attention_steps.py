@@ -201,7 +201,7 @@ class Chains:
             self._take(taken)
 
     def _operand(self, node: Node, axes: Axes, *, scaled: str = "") -> Leaf:
-        """Back through views that nobody else uses, and as ``query`` or ``key`` through products with a number."""
+        """Back through views that nobody else uses, and of what is ``scaled`` through products with a number."""
         for _ in range(LONGEST):
             if len(node.users) != 1 or node.op != "call_function":
                 break

@@ -149,7 +149,7 @@ class _Finder(Chains):
                     not all(full) and rate is None, "what is added to the state is no outer product", node
                 )
                 place = full.index(True)
-                rate = self._operand(*sides[1 - place], scaled=True)
+                rate = self._operand(*sides[1 - place], scaled="rate")
                 node, axes = sides[place]
                 continue
             wanted = set(self.tracer.flat([channels]))
@@ -158,8 +158,8 @@ class _Finder(Chains):
             place = held.index(wanted)
             self.match.require(not held[1 - place], "both factors have axes summed over", node)
             leaves = {
-                "key": self._operand(*sides[place], scaled=True),
-                "value": self._operand(*sides[1 - place], scaled=True),
+                "key": self._operand(*sides[place], scaled="key"),
+                "value": self._operand(*sides[1 - place], scaled="value"),
             }
             return leaves | ({"rate": rate} if rate is not None else {})
         return self.match.refuse("the chain before the scan is too long")
