@@ -43,6 +43,7 @@ def samples() -> list[Sample]:
         replace(plain, steps=(replace(mask, kind="minus"), scale)),
         replace(plain, after=(Step("times", role="factor", layout="b 1 i j"),)),
         replace(plain, steps=(hidden,), after=(Step("nan_to_num"),)),
+        replace(plain, after=(Step("times", role="factor", layout="b 1 i j"), Step("normalise", 9.0))),
         replace(plain, steps=(Step("plus", role="shift", layout="h i 1"), mask)),
         replace(flat, key="b c j", value="b e j", output="b e i", weights="b j i", returns_weights=True),
         Attention("c", "b j c", "b e j", "b e", "b j", steps=(Step("plus", role="shift", layout="1"),)),

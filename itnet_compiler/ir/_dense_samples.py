@@ -74,4 +74,9 @@ def _uniform() -> list[Sample]:
             _sample(Dense("uniform", axes=(1, 2), **options), 2, (0, 1, 7, 3)),
             _sample(Dense("uniform", axes=(1,), keepdim=True, **options), 1, (2, 63, 3)),
         ]
+    places: dict[str, Any] = {"maximum": True, "returns_indices": True}
+    found += [
+        _sample(Dense("uniform", axes=(1,), **places), 1, (2, 7, 3)),
+        _sample(Dense("uniform", axes=(-1,), keepdim=True, **places), 1, (0, 3, 63)),
+    ]
     return found

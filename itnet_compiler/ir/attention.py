@@ -34,7 +34,8 @@ class Attention(Kernel):
     where an operand need not have all labels (it does not depend on those it lacks). A query whose scores are all −∞
     has NaN weights, as in the formula. A ``sink`` is a further score of every query, whose weight goes to no value: it
     adds exp(sink) to the denominator ("Efficient Streaming Language Models with Attention Sinks", 2023). Scores that
-    are used elsewhere too are given: without queries and keys s is 0, and the first step adds ``scores``. A step
+    are used elsewhere too, or are no products, are given: without queries and keys s is 0, and the first step adds
+    ``scores``. A step
     ``mix`` sums over heads ("Talking-Heads Attention", 2020): ``labels`` are those of the softmax, and mixed heads have
     other labels before (``first``) or behind it (``last``).
 
@@ -193,6 +194,8 @@ class Attention(Kernel):
                 later = torch.ones([sizes[label] for label in step.layout.split()], dtype=torch.bool).triu(1)
                 shape = [sizes[label] if label in step.layout.split() else 1 for label in order]
                 return scores.masked_fill(later.to(scores.device).reshape(shape), -math.inf), order
+            if step.kind == "normalise":  # positions may be several axes, the last ones
+                return apply_step(step, scores.flatten(-len(labels.keys)), None).reshape(scores.shape), order
             return apply_step(step, scores, spread(step.role, order) if step.role else None), order
 
         order = (*self.first, *labels.queries, *labels.keys)

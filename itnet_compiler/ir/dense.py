@@ -34,7 +34,8 @@ class Dense(Kernel):
         align_corners: Whether the centres of the corner positions coincide (linear and cubic).
         antialias: Whether the filter widens when the grid shrinks (linear and cubic, two axes).
         maximum: Reduce with max instead of the sum (adaptive and uniform).
-        returns_indices: Adaptive maximum only: also return the flat source position of each maximum.
+        returns_indices: Of a maximum: also return the (flat) source position of each. Of a uniform one, over one axis:
+            the gradient goes to these positions alone, and not in equal shares to all that hold the maximum.
         axes: Uniform only: the axes reduced, as the user counted them.
         keepdim: Uniform only: whether the reduced axes stay, with size 1.
         mean: Uniform only: whether the sum is divided by the number of positions.
@@ -58,6 +59,8 @@ class Dense(Kernel):
             raise ValueError(f"weights {self.weights!r} are none of adaptive, uniform, {', '.join(INTERPOLATIONS)}")
         if self.weights == "uniform" and not self.axes:
             raise ValueError("a uniform reduction needs axes")
+        if self.weights == "uniform" and self.returns_indices and not (self.maximum and len(self.axes) == 1):
+            raise ValueError("positions are those of a maximum over one axis")
         if self.output_size is not None and self.scales is not None:
             raise ValueError("the output has a size or scales, not both")
 
@@ -99,7 +102,9 @@ class Dense(Kernel):
             source = (source.movedim(axis - domain.rank, -1) @ matrix.T).movedim(-1, axis - domain.rank)
         return source
 
-    def _reduce(self, source: Tensor) -> Tensor:
+    def _reduce(self, source: Tensor) -> Any:
+        if self.returns_indices:
+            return tuple(source.max(self.axes[0], self.keepdim))
         if self.maximum:
             return source.amax(self.axes, self.keepdim)
         total = source.sum(self.axes, self.keepdim)

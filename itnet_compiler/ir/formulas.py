@@ -21,11 +21,11 @@ def attention_formula(kernel: Attention) -> list[str]:
     keys = " ".join(labels.keys)
     scores = (*kernel.first, *labels.queries, *labels.keys)
     lines = [f"{_of('s', scores)} = " + (f"{_sum(labels.channels)}{query}·{key}" if kernel.query else "0")]
-    lines += [_step("s", step) for step in kernel.steps]
+    lines += [_step("s", step, keys) for step in kernel.steps]
     sink = f" + exp({_of('sink', labels_of(parse(kernel.sink)))})" if kernel.sink else ""
     total = f"(Σ_{keys} exp(s){sink})" if sink else f"Σ_{keys} exp(s)"
     lines.append(f"{_of('w', (*labels.batch, *labels.queries, *labels.keys))} = exp(s) / {total}")
-    lines += [_step("w", step) for step in kernel.after]
+    lines += [_step("w", step, keys) for step in kernel.after]
     lines.append(f"{_of('y', labels_of(parse(kernel.output)))} = Σ_{keys} w·{_of('v', labels_of(layouts['value']))}")
     return lines
 
@@ -61,7 +61,7 @@ def _sum(labels: tuple[str, ...]) -> str:
     return f"Σ_{' '.join(labels)} " if labels else ""
 
 
-def _step(symbol: str, step: Step) -> str:
+def _step(symbol: str, step: Step, keys: str) -> str:
     """``s ← s·0.125``, ``s ← s + mask[b, j]`` …"""
     operand = (
         _of(step.role, labels_of(parse(step.layout))) if step.role else f"{step.number:.6g}" if step.number else "0"
@@ -78,6 +78,8 @@ def _step(symbol: str, step: Step) -> str:
         return f"{symbol} ← -inf where {key} > {query}"
     if step.kind == "mix":
         return f"{symbol} ← Σ_{step.old} {operand}·{symbol}"
+    if step.kind == "normalise":
+        return f"{symbol} ← {symbol} / " + (f"(Σ_{keys} {symbol} + {operand})" if step.number else f"Σ_{keys} {symbol}")
     if step.kind == "dropout":
         return f"{symbol} ← dropout({symbol}, {operand})"
     return f"{symbol} ← {step.kind}({symbol})"

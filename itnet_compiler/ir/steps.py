@@ -35,8 +35,8 @@ class Step:
     Attributes:
         kind: ``times`` (s·a), ``over`` (s/a), ``plus`` (s + a), ``minus`` (s − a), ``fill`` (number where the operand
             is true), ``keep`` (number where it is false), ``causal`` (−∞ where the second label of ``layout`` is beyond
-            the first), ``mix`` (Σ_old operand[new, old]·s, a sum over heads), ``tanh``, ``nan_to_num`` or ``dropout``
-            (with probability ``number``).
+            the first), ``mix`` (Σ_old operand[new, old]·s, a sum over heads), ``normalise`` (s / (Σ_j s + number)),
+            ``tanh``, ``nan_to_num`` or ``dropout`` (with probability ``number``).
         number: a, where it is no operand; what is filled in.
         role: The operand, where there is one.
         layout: Of that operand.
@@ -72,6 +72,8 @@ class Step:
             texts[self.kind] = f"{self.number:.3g} {'where' if self.kind == 'fill' else 'unless'} {self.role}"
         if self.kind == "mix":
             texts["mix"] = f"{self.old} mixed to {self.new} by {self.role}"
+        if self.kind == "normalise" and self.number:
+            return f"normalise(eps={of})"
         if self.start:
             return f"{texts[self.kind]} from {list(self.start)} on"
         if self.pattern:
@@ -132,7 +134,7 @@ def padded(operand: Tensor, start: Sequence[int]) -> Tensor:
 
 
 def apply_step(step: Step, scores: Tensor, operand: Tensor | None) -> Tensor:
-    """An elementwise step, with its operand, if any, broadcast to the scores."""
+    """An elementwise step, or one along the last axis, with its operand, if any, broadcast to the scores."""
     other: Any = step.number if operand is None else operand
     if step.kind == "times":
         return scores * other
@@ -146,6 +148,8 @@ def apply_step(step: Step, scores: Tensor, operand: Tensor | None) -> Tensor:
         return scores.masked_fill(other, float(step.number or 0.0))
     if step.kind == "keep":
         return scores.masked_fill(~other, float(step.number or 0.0))
+    if step.kind == "normalise":
+        return scores / (scores.sum(-1, keepdim=True) + (step.number or 0.0))
     if step.kind == "dropout":
         return torch.dropout(scores, float(step.number or 0.0), True)
     return _FUNCTIONS[step.kind](scores)

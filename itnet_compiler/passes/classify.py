@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Graph, Node
 
@@ -18,6 +18,7 @@ from .axes import Analysis, AxisRole, analyse
 from .axes.algebra import Axis
 from .dependence import Dependence, tensors_of
 from .forms.contraction import contraction
+from .forms.products import leads_to_product
 from .forms.shifts import SUMS, moved_axes
 from .forms.shifts import read as read_shifts
 from .match import Match, Refusal, bind
@@ -76,7 +77,7 @@ class Classification:
         reason: One phrase.
         mixing: Whether an unmatched node moves, or may move, information between positions. What only relates samples
             of the batch does not.
-        pairs: Whether it is a product for all pairs of positions, which a kernel may be made of.
+        pairs: Whether it is a product for all pairs of positions, which a kernel may be made of, or the maximum of one.
     """
 
     category: Category
@@ -237,7 +238,8 @@ def _of_reduction(node: Node, name: str, analysis: Analysis) -> Classification:
         if POSITION in roles and of_a_softmax:
             return Classification(Category.UNMATCHED, f"{name} of a written-out softmax over a position axis")
         return Classification(Category.NORMALISATION, f"{name} that the values are normalised by")
-    return _along(name, roles)
+    found = _along(name, roles)
+    return replace(found, pairs=name in EXTREMA and leads_to_product(next(iter(bind(node).values()))))
 
 
 def _adds_shifted_copies(node: Node) -> bool:

@@ -645,3 +645,70 @@ def keys_of_each_query(q, k, v):
     """Neighbourhoods: every query has three keys of its own."""
     weights = torch.einsum("bld,blkd->blk", q, k).softmax(-1)
     return torch.einsum("blk,blkd->bld", weights, v)
+
+
+# ── scores that are made in another way, where the axis is proven to hold positions
+
+
+@program((B, D, 3, L), (1 + 2 * D, D, 1, 1))
+def one_score_for_each_position(x, weight):
+    """MobileViT v2: the scores are one channel of a projection, the values are others."""
+    scores, k, v = F.conv2d(x, weight).split([1, D, D], 1)
+    context = (k * F.softmax(scores, dim=-1)).sum(dim=-1, keepdim=True)
+    return F.relu(v) * context.expand_as(v)
+
+
+@program((B, D, L), (3 * D, D, 1), (D,))
+def one_score_for_each_state(x, weight, bias):
+    """EfficientViM: states gather positions, each by scores and factors of its own."""
+    b, c, step = F.conv1d(x, weight).chunk(3, 1)
+    weights = (step + bias.view(1, -1, 1)).softmax(-1)
+    return (x @ (weights * b).transpose(-2, -1)) @ c
+
+
+@program((B, 3 * S, D), (D,), (D, D), (D, D), (3, D))
+def channels_that_choose_positions(x, norm, scores, values, bias):
+    """DeepSeek V4: every channel of every window weighs the positions in it."""
+    x = F.layer_norm(x, (D,), norm)
+    gates = F.linear(x, scores).view(B, -1, 3, D) + bias
+    return (F.linear(x, values).view(B, -1, 3, D) * gates.softmax(2, dtype=torch.float32).to(x.dtype)).sum(2)
+
+
+@program((B, L, D), (B, S, D), (B, L), (B, S), (D,), kinds="ffbbf", count=2)
+def both_ways(image, text, hidden, unread, norm):
+    """Grounding DINO: clamped scores of one product, normalised over either side."""
+    image, text = (F.layer_norm(x, (D,), norm) for x in (image, text))
+    scores = torch.bmm(image, text.transpose(1, 2))
+    scores = torch.clamp(scores - scores.max(), min=-50000, max=50000)
+    across = scores.transpose(1, 2)
+    across = torch.clamp(across - torch.max(across, dim=-1, keepdim=True)[0], min=-50000, max=50000)
+    across.masked_fill_(hidden[:, None], -math.inf)
+    across = across.softmax(dim=-1)
+    scores.masked_fill_(unread[:, None], -math.inf)
+    return torch.bmm(scores.softmax(dim=-1), text), torch.bmm(across, image)
+
+
+# ── weights that are normalised again
+
+
+@program(Q, K, K, (1, L, S, 3), (H, 3), (H,))
+def gated_positions(q, k, v, places, projection, gate):
+    """ConViT: a convex sum of two softmaxes, one of positions alone."""
+    content = (q @ k.transpose(-2, -1) * 0.5).softmax(dim=-1)
+    place = F.linear(places, projection).permute(0, 3, 1, 2).softmax(dim=-1)
+    gate = torch.sigmoid(gate.view(1, -1, 1, 1))
+    weights = (1.0 - gate) * content + gate * place
+    weights /= weights.sum(dim=-1).unsqueeze(-1)
+    return weights @ v
+
+
+@program(Q, K, K, MASK, kinds="fffb")
+def masked_and_normalised_again(q, k, v, mask):
+    weights = (q @ k.mT).softmax(-1) * ~mask
+    return weights / (weights.sum(-1, keepdim=True) + 1e-6) @ v
+
+
+@program((B, 6, D), (B, 2, 3, D), (B, 2, 3, D), (B, 1, 2, 3))
+def normalised_again_over_two_axes(q, k, v, factor):
+    weights = torch.einsum("bqd,bhwd->bqhw", q, k).flatten(2).softmax(-1).view(B, -1, *k.shape[1:3]) * factor.abs()
+    return torch.einsum("bqhw,bhwd->bqd", weights / weights.sum((2, 3), keepdim=True), v)

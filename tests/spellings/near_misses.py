@@ -443,3 +443,86 @@ def added_to_a_part_and_sent_elsewhere(q, k, v):
     part += q[:, :, 1:] @ k[:, :, 1:].mT
     scores[:, :, :-1, :-1] = part
     return scores.softmax(-1) @ v
+
+
+# ── scores that are no products, over axes that count no positions
+
+
+@program((N, N, N, N), (N, N, 1, 1), (N, N, 1, 1), (N * 2, N, 1, 1), count=0)
+def softmax_over_branches(x, first, second, choice):
+    """Selective kernels: which of two branches, for each channel."""
+    branches = torch.stack([F.conv2d(x, first), F.conv2d(x, second)], 1)
+    weights = F.conv2d(branches.sum(1).mean((2, 3), keepdim=True), choice).view(N, 2, N, 1, 1).softmax(1)
+    return (branches * weights).sum(1)
+
+
+@program((N, N, N), (N,), (N,), (N, N, N), count=0)
+def softmax_over_experts(x, norm, gate, experts):
+    x = F.layer_norm(x, (N,), norm)
+    weights = torch.sin(x * gate).softmax(-1)
+    return (weights.unsqueeze(-1) * torch.einsum("bld,edf->blef", x, experts)).sum(2)
+
+
+@program((N, N, N, N), (N * N, N, 1, 1), count=0)
+def softmax_over_bins(x, weight):
+    """Distances as the mean of a distribution over bins."""
+    bins = F.relu(F.conv2d(x, weight)).view(N, N, N, N, N).softmax(2)
+    return (bins * torch.arange(N, dtype=x.dtype).view(1, 1, N, 1, 1)).sum(2)
+
+
+@program((N, N, N), (2 * N, N, 1), count=0)
+def summed_over_another_axis_than_that_of_the_softmax(x, weight):
+    scores, v = F.conv1d(x, weight).chunk(2, 1)
+    return (scores.clamp(min=-1.0).softmax(-1) * v).sum(1)
+
+
+@program(T, T, T)
+def shifted_within_a_soft_cap(q, k, v):
+    """What is subtracted from a whole row matters in front of a function that is not linear."""
+    scores = q @ k.mT
+    return torch.tanh(scores - scores.amax(-1, keepdim=True)).softmax(-1) @ v
+
+
+@program((N, N, N), (N,), (N, N, N), kinds="fff")
+def scores_written_between_softmax_and_sum(x, norm, bias):
+    x = F.layer_norm(x, (N,), norm)
+    scores = (x @ x.mT).clamp(max=1.0)
+    weights = scores.softmax(-1)
+    x = x * 1.0
+    x.add_(bias)
+    return weights @ x, scores
+
+
+# ── weights that are normalised again, otherwise than it seems
+
+
+@program(count=0)
+def normalised_again_over_queries(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    return (weights / weights.sum(-2, keepdim=True)) @ v
+
+
+@program(count=0)
+def normalised_again_without_keepdim(q, k, v):
+    weights = (q @ k.mT).softmax(-1) * 0.3
+    return (weights / weights.sum(-1)) @ v
+
+
+@program()
+def divided_by_the_sum_of_other_weights(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    return (weights.masked_fill(weights < 0.1, 0.0) / weights.square().sum(-1, keepdim=True)) @ v
+
+
+@program(T, T, T, (N, 1), kinds="ffff")
+def normalised_again_with_an_epsilon_of_each_query(q, k, v, eps):
+    weights = (q @ k.mT).softmax(-1)
+    return (weights / (weights.sum(-1, keepdim=True) + eps.abs())) @ v
+
+
+@program(count=0)
+def written_over_between_sum_and_division(q, k, v):
+    weights = (q @ k.mT).softmax(-1)
+    total = weights.sum(-1, keepdim=True)
+    weights.square_()
+    return (weights / total) @ v

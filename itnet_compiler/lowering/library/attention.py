@@ -59,7 +59,7 @@ def fused_form(kernel: Attention) -> FusedForm | str:
     if kernel.after and not zero:
         return f"the weights are changed ({kernel.after[0]})"
     if not kernel.query:
-        return "the scores are used elsewhere too"
+        return "the scores are given"
     if kernel.returns_weights:
         return "the weights are returned"
     if kernel.sink:
@@ -333,6 +333,9 @@ class _Writer:
         elif step.kind in ("fill", "keep"):
             condition = operand if step.kind == "fill" else f"~{operand}"
             self.put(name, f"{name}.masked_fill({condition}, {step.number!r})")
+        elif step.kind == "normalise":
+            eps = f" + {step.number!r}" if step.number else ""
+            self.put(name, f"{name} / ({name}.sum(-1, keepdim=True){eps})")
         elif step.kind == "dropout":
             self.put(name, f"dropout({name}, {step.number!r}, True)")
         else:

@@ -59,6 +59,8 @@ def lower(spec: Spec) -> Lowered:
 
 
 def _uniform(spec: Spec, kernel: Dense) -> Lowered:
+    if kernel.returns_indices:
+        return Lowered(spec.operands, f"max(input, {kernel.axes[0]}, {kernel.keepdim})", {"max": torch.max})
     function = torch.amax if kernel.maximum else torch.mean if kernel.mean else torch.sum
     name = function.__name__
     return Lowered(spec.operands, f"{name}(input, {kernel.axes}, {kernel.keepdim})", {name: function})

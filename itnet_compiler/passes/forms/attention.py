@@ -42,6 +42,7 @@ class _Finder(Joins):
     """Finds the softmax and both products."""
 
     given: Node | None = None
+    _any_scores = False
 
     def run(self, node: Node) -> Found:
         found, axes = self.found, self.tracer.fresh(shape_of(node))
@@ -52,15 +53,15 @@ class _Finder(Joins):
         product = self._product(node, "the last operation is no sum of products")
         places = [place for place in (0, 1) if leads_to_softmax(product.operands[place], exponential)]
         self.match.require(places, "neither factor comes from a softmax", node)
-        for attempt, place in enumerate(places):
-            try:
-                with self._restored_on_refusal():
-                    self._weighted_sum(product, axes, place, exponential)
-                    return found
-            except Refusal:
-                if attempt == len(places) - 1:
-                    raise
-        raise AssertionError("unreachable")
+        for self._any_scores in (False, True):
+            for place in places:
+                try:
+                    with self._restored_on_refusal():
+                        self._weighted_sum(product, axes, place, exponential)
+                        return found
+                except Refusal as refusal:
+                    last = refusal
+        raise last
 
     def _weighted_sum(self, product: Contraction, axes: Axes, place: int, exponential: Node | None) -> None:
         found = self.found
@@ -75,6 +76,8 @@ class _Finder(Joins):
             "the softmax does not run over the positions that are summed: its weights are normalised over another axis",
             weights,
         )
+        for side in ((weights, weights_axes), (value, value_axes), (scores, scores_axes)):
+            self._note_roles(*side)
         self._scores(scores, scores_axes, value_axes)
         found.value = self._operand(value, value_axes)
 
@@ -123,6 +126,8 @@ class _Finder(Joins):
             if name == "div" and (core := self._quotient(node, given, axes)) is not None:
                 return core
             step = self._back(node, axes) or self._mixed(node, axes, found.after, keys, leads_to_softmax)
+            if step is None and name == "div":
+                step = self._normalised_again(node, given, axes, keys)
             if step is None and name in ("slice", "narrow"):
                 step = self._without_sink(node, given, axes, keys)
             node, axes = step or self._step(node, axes, found.after, "weights", leads_to_softmax)
@@ -179,24 +184,41 @@ class _Finder(Joins):
                 self._given_scores(node, axes)
                 return
             found.scores.append(node)
-            if self._added_in_part(node, axes):
-                continue
-            if self._dropped is not None and operator_name(node) == "cat":
-                node, axes = self._with_sink(node, bind(node), axes)
-                continue
-            read = read_product(node)
-            if read is not None and len(read[0].operands) == 2:
-                if not self._mixed_scores(node, axes, value):
-                    self._pairs(node, read[0], axes)
+            try:
+                with self._restored_on_refusal():
+                    step = self._scores_back(node, axes, value)
+            except Refusal as refusal:
+                if not self._any_scores:
+                    raise
+                self._other_scores(node, axes, refusal)
                 return
-            if (step := self._back(node, axes)) is not None:
-                node, axes = step
-            else:
-                node, axes = self._step(node, axes, found.steps, "scores", leads_to_product)
+            if step is None:
+                return
+            node, axes = step
         self.match.refuse("the chain of scores is too long", node)
 
+    def _scores_back(self, node: Node, axes: Axes, value: Axes) -> tuple[Node, Axes] | None:
+        """One step back on the chain of scores; None at its end, the product of queries and keys."""
+        if self._added_in_part(node, axes):
+            return node, axes
+        if self._dropped is not None and operator_name(node) == "cat":
+            return self._with_sink(node, bind(node), axes)
+        read = read_product(node)
+        if read is not None and len(read[0].operands) == 2:
+            if not self._mixed_scores(node, axes, value):
+                self._pairs(node, read[0], axes)
+            return None
+        return self._back(node, axes) or self._step(node, axes, self.found.steps, "scores", leads_to_product)
+
+    def _other_scores(self, node: Node, axes: Axes, refusal: Refusal) -> None:
+        """Scores that are made in another way than by a product: given, where they are scores of positions."""
+        proven = self._are_positions(self.found.keys)
+        reason = f"{refusal.reason}, and the axis of the softmax is not proven to hold positions"
+        self.match.require(proven, reason, refusal.node)
+        self._given_scores(node, axes)
+
     def _given_scores(self, node: Node, axes: Axes) -> None:
-        """Scores that are used elsewhere too: one for each pair, as they are."""
+        """Scores that are taken as they are: for each pair, or for each position where all queries have the same."""
         self.match.require(self._dropped is None, "the weights of some positions are dropped", node)
         whole = self.tracer.aligned(node, axes)
         self.match.require(whole == self.tracer.resolve(axes), "scores that are used elsewhere are broadcast", node)

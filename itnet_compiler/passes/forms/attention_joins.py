@@ -21,7 +21,7 @@ from ..operators import operator_name
 from .attention_steps import Chains, Leaf
 from .contraction import Contraction
 from .labels import Axes
-from .products import is_tensor, read_product
+from .products import as_sum, is_tensor, read_product
 
 __all__ = ["Joins"]
 
@@ -171,6 +171,42 @@ class Joins(Chains):
                 return None
             found.append(() if single else axis)
         return Leaf(bias, tuple(found))
+
+    # ── weights that are normalised again
+
+    def _normalised_again(
+        self, node: Node, given: dict[str, Any], axes: Axes, keys: set[str]
+    ) -> tuple[Node, Axes] | None:
+        """Back through w / (Σ_j w + eps); None where it is another division."""
+        source, bottom = given["self"], given["other"]
+        if not is_tensor(bottom) or given.get("rounding_mode") is not None:
+            return None
+        total = self.tracer.aligned(bottom, axes)
+        if total is None:
+            return None
+        views: list[Node] = []
+        bottom, total = self._through_views(bottom, total, views)
+        eps = 0.0
+        if operator_name(bottom) == "add":
+            sum_of = bind(bottom)
+            if not isinstance(sum_of["other"], (int, float)) or sum_of["alpha"] != 1:
+                return None
+            eps = float(sum_of["other"])
+            views.append(bottom)
+            bottom, total = self._through_views(sum_of["self"], total, views)
+        summed = as_sum(bottom)
+        if summed is None or summed[0] is not source or bind(bottom).get("dtype") is not None:
+            return None
+        _, places, keepdim = summed
+        over = {label for place in places for label in self.tracer.flat([axes[place]])}
+        kept = tuple(() if place in places else axis for place, axis in enumerate(axes))
+        wanted = kept if keepdim else tuple(axis for place, axis in enumerate(axes) if place not in places)
+        if over != keys or self.tracer.resolve(total) != self.tracer.resolve(wanted):
+            return None
+        for taken in (node, *views, bottom):
+            self._take(taken)
+        self.found.after.insert(0, (Step("normalise", eps), None))
+        return source, axes
 
     # ── sums over heads
 

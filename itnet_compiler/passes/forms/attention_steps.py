@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ...ir.steps import Step
+from ...ir.steps import LOW, Step
+from ..axes import AxisRole, is_weight, roles_of
 from ..match import Match, Refusal, bind, op_name, rank, shape_of, value_of
 from ..operators import operator_name
 from .contraction import Contraction
@@ -50,7 +51,7 @@ class Found:
         steps: Of the scores: what is done and the operand, if any.
         after: Of the weights, likewise.
         keys: Labels that the softmax runs over.
-        given: Of the scores, where they are used elsewhere too and what makes them is no part of the region.
+        given: Of the scores, where they are used elsewhere too, or made in another way than by a product.
         scores: Nodes from the softmax to the product, or to what is given.
         chain: Nodes from the sum to the softmax with their axes and the number of steps between them and the sum.
         wide: Whether something is cast to float32 on the way.
@@ -81,6 +82,19 @@ class Chains:
         self.tracer = Tracer()
         self.found = Found(self.tracer)
         self._inner: dict[str, tuple[str, ...]] = {}
+        self._roles: dict[str, set[AxisRole]] = {}
+
+    # ── what the labels count
+
+    def _note_roles(self, node: Node, axes: Axes) -> None:
+        for axis, role in zip(axes, roles_of(node), strict=False):
+            for label in self.tracer.flat([axis]) if len(axis) == 1 else ():
+                self._roles.setdefault(label, set()).add(role)
+
+    def _are_positions(self, labels: tuple[str, ...]) -> bool:
+        return all(AxisRole.POSITION in self._roles.get(label, ()) for label in self.tracer.flat([labels]))
+
+    # ── steps
 
     def _step(
         self, node: Node, axes: Axes, steps: list[tuple[Step, Leaf | None]], what: str, leads: Any
@@ -120,15 +134,17 @@ class Chains:
         if not isinstance(source, Node):
             return self.match.refuse(f"a number {name} the {what}", node)
         commutes = name in ("mul", "multiply", "add")
-        if commutes and leads(other) and not (leads(source) and self._is_whole(source, axes)):
-            spine, side = other, source
+        if commutes and leads(other):
+            first = leads(source) and self._is_whole(source, axes)
+            data = self._is_whole(other, axes) and is_weight(source) and not is_weight(other)
+            spine, side = (other, source) if data or not first else (source, other)
         spine_axes, side_axes = self.tracer.aligned(spine, axes), self.tracer.aligned(side, axes)
         self.match.require(
             spine_axes == self.tracer.resolve(axes), f"the {what} are broadcast by {op_name(node)}", node
         )
         assert side_axes is not None
         of_rows = not set(self.tracer.flat(side_axes)) & set(self.tracer.flat([self.found.keys]))
-        if name == "sub" and what == "scores" and of_rows:  # a shift of a whole row changes no weight
+        if name == "sub" and what == "scores" and of_rows and self._forget_shifts(steps):
             self._take_shift(side, spine)
             return spine, axes
         number_of = constant(side)
@@ -138,6 +154,20 @@ class Chains:
         else:
             steps.insert(0, (Step(kinds[name]), self._operand(side, side_axes)))
         return spine, axes
+
+    def _forget_shifts(self, steps: list[tuple[Step, Leaf | None]]) -> bool:
+        """Whether a shift of a whole row in front of ``steps`` changes no weight."""
+        keys = set(self.tracer.flat([self.found.keys]))
+        for step, leaf in steps:
+            if step.kind in ("times", "over"):
+                kept = leaf is None or not keys & set(self.tracer.flat(leaf.axes))
+            elif step.kind in ("fill", "keep"):
+                kept = step.number is not None and step.number <= LOW
+            else:
+                kept = step.kind in ("plus", "minus", "mix")
+            if not kept:
+                return False
+        return True
 
     def _is_whole(self, node: Node, axes: Axes) -> bool:
         """Whether a side of a sum is as large as the sum."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import SymInt
 from torch.fx import Node
 
-from ..axes import AxisRole, is_weight, roles_of
+from ..axes import is_weight
 from ..axes.sizes import monomial
 from ..axes.sizes import product as product_of
 from ..match import Match, Refusal, bind, rank, shape_of, value_of
@@ -41,7 +41,6 @@ class _Finder(Normalising):
     def __init__(self, match: Match) -> None:
         super().__init__(match)
         self.divided_by: list[SymInt] = []
-        self._roles: dict[str, set[AxisRole]] = {}
 
     def run(self, node: Node) -> Form:
         output, total = self.tracer.fresh(shape_of(node)), None
@@ -281,14 +280,6 @@ class _Finder(Normalising):
         return scale
 
     # ── What the labels count
-
-    def _note_roles(self, node: Node, axes: Axes) -> None:
-        for axis, role in zip(axes, roles_of(node), strict=False):
-            for label in self.tracer.flat([axis]) if len(axis) == 1 else ():
-                self._roles.setdefault(label, set()).add(role)
-
-    def _are_positions(self, labels: tuple[str, ...]) -> bool:
-        return all(AxisRole.POSITION in self._roles.get(label, ()) for label in self.tracer.flat([labels]))
 
     def _prove_positions(self, labels: tuple[str, ...], node: Node) -> None:
         self.match.require(self._are_positions(labels), "the axis summed over is not proven to hold positions", node)

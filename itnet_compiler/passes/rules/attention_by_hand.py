@@ -12,6 +12,7 @@ from ...ir.domain import Keys
 from ...ir.kernel import Spec
 from ...ir.layout import shown
 from ...ir.steps import LOW, Step, renamed, sorted_labels
+from ..effects import written_arguments
 from ..forms.attention import find
 from ..forms.attention_steps import Found, Leaf
 from ..forms.labels import Axes, Tracer, letters
@@ -80,9 +81,13 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
 
 
 def _shared_scores(found: Found) -> Node | None:
-    """The last of the scores that something outside of the region takes too, if any."""
+    """The last of the scores that something outside of the region takes too, or that are written to given ones."""
     inside = set(found.region)
-    return next((one for one in found.scores if one in inside and any(user not in inside for user in one.users)), None)
+
+    def shared(one: Node) -> bool:
+        return any(user not in inside for user in one.users) or bool(found.given and written_arguments(one))
+
+    return next((one for one in found.scores if one in inside and shared(one)), None)
 
 
 def _weights_used_elsewhere(node: Node, found: Found, match: Match) -> tuple[Node | None, Axes]:

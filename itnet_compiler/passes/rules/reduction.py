@@ -17,6 +17,9 @@ from ..statistics import is_statistic
 __all__ = ["maximum_with_indices", "reduction"]
 
 
+_STATISTIC = "a statistic of a normalisation, not a pooling of positions"
+
+
 def _position_axes(node: Node, match: Match, given: dict[str, Any]) -> tuple[int, ...]:
     """The axes reduced, as the user counted them, all of them proven to be position axes."""
     source = given["self"]
@@ -43,7 +46,7 @@ def reduction(node: Node, match: Match) -> Proposal:
     dtype = given.get("dtype")
     match.require(dtype is None or dtype == given["self"].meta["val"].dtype, "the result has another dtype")
     match.require(node.meta["val"].dtype == given["self"].meta["val"].dtype, "the result has another dtype")
-    match.require(not is_statistic(node), "a statistic of a normalisation, not a pooling of positions")
+    match.require(not is_statistic(node), _STATISTIC)
     kernel = Dense(
         "uniform", axes=axes, keepdim=bool(given.get("keepdim", False)), maximum=name == "amax", mean=name == "mean"
     )
@@ -53,7 +56,9 @@ def reduction(node: Node, match: Match) -> Proposal:
 
 @rule("maximum_with_indices", "aten.max.dim")
 def maximum_with_indices(node: Node, match: Match) -> Proposal:
-    """Refused: of several equal positions, ``max(dim)`` gives one the gradient, and ``amax`` each a share of it."""
+    """The largest x and where it is: of several equal positions one gets the gradient; ``amax`` gives each a share."""
     given = bind(node)
-    _position_axes(node, match, given)
-    match.refuse("max(dim) gives its gradient to one of several equal positions, which no kernel family does")
+    axes = _position_axes(node, match, given)
+    match.require(not is_statistic(node), _STATISTIC, node)
+    kernel = Dense("uniform", axes=axes, keepdim=bool(given["keepdim"]), maximum=True, returns_indices=True)
+    return propose(Spec(kernel, Grid(1), "max", ("input",)), {"input": given["self"]}, node)

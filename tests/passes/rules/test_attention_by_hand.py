@@ -334,7 +334,7 @@ def test_scores_that_two_attentions_share_are_given_to_both(shown):
     nodes = list(unified.integrals.values())
     assert [node.family for node in nodes] == ["softmax"] * 2
     assert all(node.verification.status == "verified" and "scores" in node.spec.operands for node in nodes)
-    assert "the scores are used elsewhere too" in nodes[0].source()
+    assert "the scores are given" in nodes[0].source()
     # What only kernels take moves nothing; scores that are returned may be taken for anything.
     assert unified.report().to_dict()["coverage"] == pytest.approx(2 / 3 if shown else 1.0)
     for length in (5, 1, 7):

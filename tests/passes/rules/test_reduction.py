@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import itnet
 from itnet_compiler.ir.dense import Dense
 from itnet_compiler.ir.domain import Grid
 from itnet_compiler.passes.rules.reduction import maximum_with_indices, reduction
@@ -118,13 +119,55 @@ def test_near_misses(given: tuple[Model, Tensor], reason: str) -> None:
     assert set(reasons) == {reason}
 
 
-def test_maximum_with_indices_is_refused():
-    """Where several positions hold the maximum, ``amax`` would share the gradient that ``max`` gives to one of them."""
-    tied = torch.zeros(1, 3, requires_grad=True)
-    one = torch.autograd.grad(tied.max(1)[0].sum(), tied)[0]
-    shared = torch.autograd.grad(tied.amax(1).sum(), tied)[0]
-    assert not torch.equal(one, shared)
-    model, x = tokens(lambda y: y.relu().max(1)[0])
-    assert "gradient" in refusals(captured(model, x), maximum_with_indices)[0]
-    model, x = tokens(lambda y: y.max(2)[0])
-    assert "it is feature" in refusals(captured(model, x), maximum_with_indices)[0]
+@pytest.mark.parametrize(
+    ("given", "axis", "keepdim"),
+    [
+        (tokens(lambda y: y.relu().max(1)[0]), 1, False),
+        (tokens(lambda y: y.max(dim=1, keepdim=True)), 1, True),
+        (image(lambda y: y.flatten(2).max(-1).values), -1, False),
+        (tokens(lambda y: y.view(y.shape[0], -1, 5, 4).max(dim=2)[0].relu()), 2, False),
+    ],
+)
+def test_maximum_with_indices(given: tuple[Model, Tensor], axis: int, keepdim: bool) -> None:
+    model, x = given
+    graph = captured(model, x)
+    proposal = propose_one(graph, maximum_with_indices)
+    places = {"maximum": True, "returns_indices": True, "keepdim": keepdim}
+    assert proposal.spec.kernel == Dense("uniform", axes=(axis,), **places)
+    check_region(graph, proposal, x)
+
+
+class Tied(nn.Module):
+    """Rectified features: many positions hold the same maximum, 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return (y.clamp(max=0.0) * 0.0 + y.detach().round() * 0.0 + y - y.detach()).max(1)[0] * torch.arange(1.0, 5.0)
+
+
+def test_of_equal_positions_one_gets_the_gradient() -> None:
+    """``amax`` would share the gradient that ``max`` gives to one of them."""
+    model, x = Tied(), torch.randn(2, 5, 6)
+    unified = itnet.unify(model, x)
+    assert [node.origin for node in unified.integrals.values()] == ["max"]
+    slopes = [torch.autograd.grad(network(x).sum(), list(model.parameters())) for network in (model, unified)]
+    shared = torch.autograd.grad((model.first(x).mean(1) * torch.arange(1.0, 5.0)).sum(), list(model.parameters()))
+    assert all(torch.equal(one, two) for one, two in zip(*slopes, strict=True))
+    assert not torch.allclose(slopes[0][0], shared[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (tokens(lambda y: y.max(2)[0]), "axis 2 is not proven to be a position axis, it is feature"),
+        (tokens(lambda y: y - y.max(1, keepdim=True)[0]), STATISTIC),
+        (tokens(lambda y: (y - y.max(1, keepdim=True)[0].detach()).exp()), STATISTIC),
+        (tokens(lambda y: y.max(0)[0]), "axis 0 is not proven to be a position axis, it is batch"),
+    ],
+)
+def test_near_misses_of_a_maximum_with_indices(given: tuple[Model, Tensor], reason: str) -> None:
+    assert refusals(captured(*given), maximum_with_indices) == [reason]
