@@ -15,8 +15,9 @@ from ...ir.pair.program import Program
 from ..threads import share
 from ..tiled.machine import compiled, lanes
 from . import code
-from .code import ARGUMENTS, Steps
+from .code import ARGUMENTS
 from .problem import CHUNK, Problem
+from .steps import Steps
 
 __all__ = ["Native"]
 
@@ -125,4 +126,4 @@ def _compiled(steps: Steps) -> tuple[Any, int]:
 def _writer() -> str:
     """The source of what writes the code, which tells versions of it apart."""
     here = Path(__file__).parent
-    return "".join((here / name).read_text(encoding="utf-8") for name in ("code.py", "places.py"))
+    return "".join((here / name).read_text(encoding="utf-8") for name in ("code.py", "places.py", "steps.py"))
