@@ -54,6 +54,21 @@ class MinGru(nn.Module):
         return torch.stack(outs, 1)
 
 
+class MinGruAlone(nn.Module):
+    """The loop of ``MinGru`` without its products: what they give is the input."""
+
+    features = 2 * WIDTH
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, candidate = x.chunk(2, -1)
+        h, outs = torch.zeros_like(gate[:, 0]), []
+        for t in range(x.shape[1]):
+            z = torch.sigmoid(gate[:, t])
+            h = (1 - z) * h + z * candidate[:, t]
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
 class Cell(nn.Module):
     """``nn.LSTMCell`` called step by step."""
 
@@ -153,10 +168,26 @@ class LinearAttention(nn.Module):
         return torch.stack(outs, 1).flatten(2)
 
 
+class LinearAttentionAlone(nn.Module):
+    """The loop of ``LinearAttention`` without its projection: queries, keys and values are the input."""
+
+    features = 3 * WIDTH
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = x.view(x.shape[0], x.shape[1], 3, 4, 32).unbind(2)
+        S, outs = x.new_zeros(x.shape[0], 4, 32, 32), []
+        for t in range(x.shape[1]):
+            S = S + k[:, t, :, :, None] * v[:, t, :, None, :]
+            outs.append((q[:, t, :, :, None] * S).sum(-2))
+        return torch.stack(outs, 1).flatten(2)
+
+
 LOOPS: dict[str, type[nn.Module]] = {
     "moving average": Ema,
     "minGRU": MinGru,
+    "minGRU, loop alone": MinGruAlone,
     "linear attention": LinearAttention,
+    "linear attention, loop alone": LinearAttentionAlone,
     "LSTMCell": Cell,
     "LSTM by hand": Lstm,
     "GRU by hand": Gru,
@@ -167,6 +198,8 @@ LOOPS: dict[str, type[nn.Module]] = {
 ARITHMETIC: dict[str, tuple[list[tuple[int, int, int]], int]] = {
     "moving average": ([], 0),
     "minGRU": ([(1, WIDTH, WIDTH)] * 2, 1),
+    "minGRU, loop alone": ([], 1),
+    "linear attention, loop alone": ([(4, 32, 64)], 0),
     "linear attention": ([(1, WIDTH, 3 * WIDTH), (4, 32, 64)], 0),
     "LSTMCell": ([(1, WIDTH, 4 * WIDTH)] * 2, 5),
     "LSTM by hand": ([(1, WIDTH, 4 * WIDTH)] * 2, 5),
@@ -176,9 +209,15 @@ ARITHMETIC: dict[str, tuple[list[tuple[int, int, int]], int]] = {
 }
 
 
-def inputs(length: int) -> Tensor:
+def inputs(length: int, features: int = WIDTH) -> Tensor:
     """A batch of sequences."""
-    return torch.randn(BATCH, length, WIDTH, generator=torch.Generator().manual_seed(0))
+    return torch.randn(BATCH, length, features, generator=torch.Generator().manual_seed(0))
+
+
+def example(name: str, length: int) -> tuple[nn.Module, Tensor]:
+    """A loop and a batch for it."""
+    model = LOOPS[name]()
+    return model, inputs(length, getattr(model, "features", WIDTH))
 
 
 def steps(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -198,7 +237,7 @@ def steps(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Callable[[], obje
 
 def row(name: str, length: int, seconds: float, patience: float) -> list[str]:
     """One line of the table."""
-    model, x = LOOPS[name](), inputs(length)
+    model, x = example(name, length)
     start = time.perf_counter()
     unified = itnet.unify(model, x)
     took = time.perf_counter() - start
@@ -249,7 +288,7 @@ def compiled(name: str, length: int, seconds: float, patience: float) -> list[st
 
 
 def _compile_one(name: str, length: int, seconds: float) -> None:
-    model, x = LOOPS[name](), inputs(length)
+    model, x = example(name, length)
     function = torch.compile(model, dynamic=False)
     with torch.no_grad():
         start = time.perf_counter()

@@ -16,50 +16,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
-from ...ir.pair.program import Program
 from ..tiled.machine import Written, lanes
 from ..tiled.vector_code import INDEX, elementwise, loop
 from ..tiled.vector_math import FLOAT, VectorMath
 from .places import Place, plan
+from .steps import Steps
 
-__all__ = ["ARGUMENTS", "FIELDS", "Steps", "panel", "write"]
+__all__ = ["ARGUMENTS", "FIELDS", "panel", "write"]
 
 # Arguments of ``run``: address of the table, first row, row behind the last one, number of steps, steps between kept
 # states, address of room for one call.
 ARGUMENTS = 6
 # Fields of the table for each stream: address, and distances of steps and of rows in numbers.
 FIELDS = 3
-
-
-@dataclass(frozen=True)
-class Steps:
-    """A program, and where its inputs come from and its outputs go.
-
-    The table has an entry for each of ``streams``, ``shared``, ``written``, then three for each carried value: what it
-    is before the first step, what it is after the last one, and the kept states (address 0: none are kept).
-
-    Attributes:
-        program: One step.
-        carried: Input number and output place of each carried value; input −1 where the program does not read it.
-        widths: Of the carried values.
-        streams: Input numbers that are read at every step.
-        shared: Input numbers of vectors, and numbers of matrices, that all rows share.
-        written: Output places that are written at every step.
-        rows: Rows at a time.
-    """
-
-    program: Program
-    carried: tuple[tuple[int, int], ...]
-    widths: tuple[int, ...]
-    streams: tuple[int, ...]
-    shared: tuple[int, ...]
-    written: tuple[int, ...]
-    rows: int
 
 
 def panel(width: int, rows: int) -> int:
@@ -81,14 +54,28 @@ class _Writer:
         self.m = VectorMath(self.module, lanes())
         self.plan = plan(self.program)
         self.rooms: dict[int, int] = {}
+        self.starts: dict[int, list[Any]] = {}
         self.size = 0
-        for number in sorted(self.plan.stored - set(steps.shared)):
+        self.direct = {number for number in steps.streams if self._is_direct(number)}
+        for number in sorted(self.plan.stored - set(steps.shared) - self.direct):
             self.rooms[number] = self._room(self.program.values[number].size)
         self.carry = [
             self.rooms[number] if number >= 0 else self._room(width)
             for (number, _), width in zip(steps.carried, steps.widths, strict=True)
         ]
         self.spare = [self._room(width) for width in steps.widths]
+
+    def _is_direct(self, number: int) -> bool:
+        """Whether an input is read where it lies: in whole vectors alone, none of which reaches beyond its end."""
+        values, size, width = self.program.values, self.m.lanes, self.program.values[number].size
+        own = {one for one, place in self.plan.places.items() if place.base == number}
+        for one in own:
+            if self.plan.places[one].offset + math.ceil(values[one].size / size) * size > width:
+                return False
+        single = ("linear", "slice")
+        return not any(
+            value.op in single and value.args[0] in own and place not in own for place, value in enumerate(values)
+        )
 
     def _room(self, width: int) -> int:
         """Place of a value of so many entries for each row; a vector more than it needs, since parts are read whole."""
@@ -128,7 +115,10 @@ class _Writer:
             with loop(b, INDEX(0), steps) as step:
                 self._keep(states, step, every)
                 for number, stream in zip(steps_of.streams, inputs, strict=True):
-                    self._take(stream, step, self.rooms[number], self.program.values[number].size)
+                    if number in self.direct:
+                        self.starts[number] = [self._start(stream, step, row) for row in range(steps_of.rows)]
+                    else:
+                        self._take(stream, step, self.rooms[number], self.program.values[number].size)
                 for group in self.plan.groups:
                     if group.elementwise:
                         self._chain(group.values, group.size)
@@ -180,10 +170,10 @@ class _Writer:
     # ---- memory
 
     def _vectors(self, width: int) -> Any:
-        """(row, place of a vector) for all vectors of a value; as a loop where there are many."""
-        b = self.b
-        with loop(b, INDEX(0), INDEX(math.ceil(width / self.m.lanes) * self.m.lanes), self.m.lanes) as i:
-            for row in range(self.steps.rows):
+        """(row, place of a vector) for all vectors of a value, row after row: one after the other in memory."""
+        whole = math.ceil(width / self.m.lanes) * self.m.lanes
+        for row in range(self.steps.rows):
+            with loop(self.b, INDEX(0), INDEX(whole), self.m.lanes) as i:
                 yield row, i
 
     def _at(self, room: int, row: int, width: int, i: Any) -> Any:
@@ -269,6 +259,9 @@ class _Writer:
             at = b.gep(self.shared[place.base], [b.add(i, INDEX(place.offset))])
             if value.size == 1:
                 return self._splat(b.load(at))
+            return b.load(b.bitcast(at, self.m.vector.as_pointer()), align=4)
+        if place.base in self.direct:
+            at = b.gep(self.starts[place.base][row], [b.add(i, INDEX(place.offset))])
             return b.load(b.bitcast(at, self.m.vector.as_pointer()), align=4)
         base = self.program.values[place.base].size
         return b.load(self._at(self.rooms[place.base], row, base, b.add(i, INDEX(place.offset))), align=4)

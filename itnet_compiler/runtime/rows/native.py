@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ...ir.pair.program import Program
+from ..threads import share
 from ..tiled.machine import compiled, lanes
 from . import code
-from .code import ARGUMENTS, Steps
+from .code import ARGUMENTS
 from .problem import CHUNK, Problem
+from .steps import Steps
 
 __all__ = ["Native"]
 
@@ -74,10 +74,7 @@ class Native:
         def work(part: int) -> None:
             function(table.data_ptr(), edges[part], edges[part + 1], length, CHUNK, room[part].data_ptr())
 
-        waiting = [_pool(os.getpid()).submit(work, part) for part in range(1, threads)]
-        work(0)
-        for future in waiting:
-            future.result()
+        share(work, threads)
 
 
 def _entry(tensor: Tensor, backwards: bool = False) -> tuple[int, int, int]:
@@ -129,10 +126,4 @@ def _compiled(steps: Steps) -> tuple[Any, int]:
 def _writer() -> str:
     """The source of what writes the code, which tells versions of it apart."""
     here = Path(__file__).parent
-    return "".join((here / name).read_text(encoding="utf-8") for name in ("code.py", "places.py"))
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """One pool a process: threads do not survive a fork."""
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="itnet-rows")
+    return "".join((here / name).read_text(encoding="utf-8") for name in ("code.py", "places.py", "steps.py"))

@@ -35,12 +35,17 @@ Tensors = tuple[Tensor, ...]
 
 def _promoted(*tensors: Tensor | None) -> torch.dtype:
     present = {tensor.dtype for tensor in tensors if tensor is not None}
-    return reduce(torch.promote_types, present)
+    return present.pop() if len(present) == 1 else reduce(torch.promote_types, present)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a recurrence of ``dtype`` accumulates."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _in(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype; to ask it first is faster than to let ``to`` find out."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _check(condition: bool, message: str) -> None:
@@ -81,10 +86,10 @@ def _linear_dtype(decay: Tensor, input: Tensor, initial: Tensor | None) -> torch
 def _linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None = None, reverse: bool = False) -> Tensors:
     dtype = _linear_dtype(decay, input, initial)
     wide = _wide(dtype)
-    factors = _aligned(decay.to(wide), input)
-    start = None if initial is None else initial.to(wide)
-    states, last = backends.of(input).linear_scan(factors, input.to(wide), start, reverse)
-    return states.to(dtype), last.to(dtype)
+    factors = _aligned(_in(decay, wide), input)
+    start = None if initial is None else _in(initial, wide)
+    states, last = backends.of(input).linear_scan(factors, _in(input, wide), start, reverse)
+    return _in(states, dtype), _in(last, dtype)
 
 
 def _aligned(decay: Tensor, input: Tensor) -> Tensor:
@@ -265,13 +270,19 @@ class _Matrix:
                 _check(fits, f"matrix_scan: {name} has the shape {tuple(tensor.shape)}")
         if initial is not None:
             _check(initial.shape[-2:] == (self.keys, self.values), "matrix_scan: the initial state is not […, K, V]")
-        self.batch = torch.broadcast_shapes(*(one.shape[:-2] for one in given if one is not None))
+        shapes = [one.shape[:-2] for one in given if one is not None]
+        same = all(shape == shapes[0] for shape in shapes)
+        self.batch = shapes[0] if same else torch.broadcast_shapes(*shapes)
         self.given = given
 
     def whole(self) -> list[Tensor | None]:
         """Operands [*batch, T, ·] in the dtype of accumulation, where they lie; a None stays None."""
         wide = _wide(self.dtype)
-        return [None if one is None else one.to(wide).expand(*self.batch, *one.shape[-2:]) for one in self.given]
+        return [None if one is None else self._spread(_in(one, wide)) for one in self.given]
+
+    def _spread(self, tensor: Tensor) -> Tensor:
+        own = tensor.shape
+        return tensor if own[:-2] == self.batch else tensor.expand(*self.batch, *own[-2:])
 
     def flat(self) -> list[Tensor | None]:
         """The same, contiguous and flattened to [P, T, ·]."""
@@ -283,7 +294,7 @@ def _matrix_run(operands: _Matrix) -> Tensors:
     query, *rest = operands.whole()
     assert query is not None
     y, last = backends.of(query).matrix_scan(query, *rest)
-    return y.to(operands.dtype), last.to(operands.dtype)
+    return _in(y, operands.dtype), _in(last, operands.dtype)
 
 
 def _matrix_scan(

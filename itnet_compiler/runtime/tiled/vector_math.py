@@ -23,8 +23,6 @@ _LOG = (
     *(-0.49999997, 0.333333313, -0.250007808, 0.200012341, -0.166266456),
     *(0.142048553, -0.13127555, 0.127226725, -0.0767364129),
 )
-# tanh x = x + x³·P(x²) for |x| < 0.7
-_TANH = (-0.333333194, 0.133320555, -0.0537552983, 0.0205958709, -0.00557782222)
 # erf x = x·P(2x²/3.92² − 1) for |x| < 3.92, where it is 1 to float32
 _ERF = (
     *(0.360736817, -0.180108592, 0.134084791, -0.10918054, 0.0905929133, -0.0740041509, 0.0584215894, -0.0435175262),
@@ -36,6 +34,8 @@ _ERF_END = 3.92
 _PI = (3.1415927410125732, -8.742277657347586e-08, -3.4302490200117637e-15)
 _PI_WIDE = (math.pi, 1.2246467991473532e-16)
 _LN2 = (0.693145751953125, 1.428606765330187e-06)
+# Adding it rounds to a whole number and leaves that in the low bits, for numbers of less than 2²².
+_SHIFT = 1.5 * 2.0**23
 # Beyond this many radians the reduction needs float64.
 _SMALL_ANGLE = 1e5
 
@@ -131,14 +131,14 @@ def _log(m: VectorMath, b: ir.IRBuilder, x: Any) -> Any:
 
 def _sine(m: VectorMath, b: ir.IRBuilder, x: Any, quarter: float) -> Any:
     """(−1)^k·sin(x − (k − quarter)·π), where k is the nearest integer to x/π + quarter; quarter ½ gives the cosine."""
-    k = m.round(b, m.fma(b, x, m.splat(1 / math.pi), m.splat(quarter)))
-    minus = b.fneg(b.fsub(k, m.splat(quarter)))
+    shifted = b.fadd(m.fma(b, x, m.splat(1 / math.pi), m.splat(quarter)), m.splat(_SHIFT))
+    minus = b.fneg(b.fsub(b.fsub(shifted, m.splat(_SHIFT)), m.splat(quarter)))
     r = x
     for part in _PI:
         r = m.fma(b, minus, m.splat(part), r)
-    odd = b.fsub(k, b.fmul(m.splat(2.0), m.unary(b, "floor", b.fmul(k, m.splat(0.5)))))
-    sign = m.fma(b, m.splat(-2.0), odd, m.splat(1.0))
-    near = b.fmul(sign, b.fmul(r, m.polynomial(b, _SIN, b.fmul(r, r))))
+    size = b.fmul(r, m.polynomial(b, _SIN, b.fmul(r, r)))
+    sign = b.shl(b.bitcast(shifted, m.integers), _integers(m, 31))  # of an odd k
+    near = b.bitcast(b.xor(b.bitcast(size, m.integers), sign), m.vector)
     far = b.fcmp_ordered(">", m.unary(b, "fabs", x), m.splat(_SMALL_ANGLE))
     anyone = b.icmp_unsigned("!=", b.bitcast(far, ir.IntType(m.lanes)), ir.Constant(ir.IntType(m.lanes), 0))
     with b.if_else(anyone, likely=False) as (then, otherwise):
@@ -186,19 +186,27 @@ def _cos(m: VectorMath, b: ir.IRBuilder, x: Any) -> Any:
     return _sine(m, b, x, 0.5)
 
 
+def _power(m: VectorMath, b: ir.IRBuilder, x: Any, end: float) -> tuple[Any, Any]:
+    """(s, q) with e^x = s·(1 + q), s a power of 2 and q small, for x between −``end`` and ``end``, at most 88."""
+    x = _clamped(m, b, x, end)
+    shifted = m.fma(b, x, m.splat(1 / math.log(2)), m.splat(_SHIFT))
+    minus = b.fneg(b.fsub(shifted, m.splat(_SHIFT)))
+    r = m.fma(b, minus, m.splat(_LN2[1]), m.fma(b, minus, m.splat(_LN2[0]), x))
+    scale = b.add(b.shl(b.bitcast(shifted, m.integers), _integers(m, 23)), _integers(m, 127 << 23))
+    return b.bitcast(scale, m.vector), m.fma(b, b.fmul(r, r), m.polynomial(b, _EXP[2:], r), r)
+
+
 def _sigmoid(m: VectorMath, b: ir.IRBuilder, x: Any) -> Any:
     one = m.splat(1.0)
-    return b.fdiv(one, b.fadd(one, m.call(b, "exp", b.fneg(x))))
+    scale, rest = _power(m, b, b.fneg(x), 88.0)
+    return b.fdiv(one, b.fadd(one, m.fma(b, scale, rest, scale)))
 
 
 def _tanh(m: VectorMath, b: ir.IRBuilder, x: Any) -> Any:
-    """A polynomial near 0; 1 − 2 / (e^2x + 1) elsewhere."""
-    square = b.fmul(x, x)
-    near = m.fma(b, b.fmul(x, square), m.polynomial(b, _TANH, square), x)
+    """(e^2x − 1) / (e^2x + 1), where s − 1 is exact, so that nothing is lost near 0; ±1 from 15 on."""
     one = m.splat(1.0)
-    grown = b.fadd(m.call(b, "exp", b.fmul(m.splat(2.0), x)), one)
-    far = b.fsub(one, b.fdiv(m.splat(2.0), grown))
-    return b.select(b.fcmp_ordered("<", m.unary(b, "fabs", x), m.splat(0.7)), near, far)
+    scale, rest = _power(m, b, b.fadd(x, x), 30.0)
+    return b.fdiv(m.fma(b, scale, rest, b.fsub(scale, one)), m.fma(b, scale, rest, b.fadd(scale, one)))
 
 
 def _erf(m: VectorMath, b: ir.IRBuilder, x: Any) -> Any:

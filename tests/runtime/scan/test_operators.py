@@ -347,3 +347,22 @@ def test_compile_takes_it_whole():
     slopes = (torch.autograd.grad([y.sum(), last.sum()], arguments) for y, last in (found, expected))
     for one, other in zip(*slopes, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@compiled
+@pytest.mark.parametrize("view", ["negative", "conjugate", "expanded", "reversed rows"])
+def test_operands_that_are_views_are_read_as_what_they_are(view):
+    pairs = _random(6, 4, 3, 32, dtype=torch.float32)
+    other = {
+        "negative": torch.view_as_complex(pairs.unflatten(-1, (16, 2)).contiguous()).conj().imag,
+        "conjugate": torch.view_as_complex(pairs.unflatten(-1, (16, 2)).contiguous()).conj(),
+        "expanded": pairs[:, :1, :, :1].expand(6, 4, 3, 16),
+        "reversed rows": pairs.transpose(0, 1)[..., ::2],
+    }[view]
+    plain = other.resolve_conj().resolve_neg().contiguous()
+    decay = torch.sigmoid(_random(*other.shape[1:], dtype=torch.float32))
+    for one, two in zip(ops.linear_scan(decay, other), ops.linear_scan(decay, plain), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+    if not other.is_complex():
+        for one, two in zip(ops.matrix_scan(other, other, other), ops.matrix_scan(*[plain] * 3), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ def selective_scan(
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     blocks = u.shape[0] * -(-u.shape[1] // LANES)
     if y.numel():
-        run(selective.forward, blocks, *_flat(u, delta), *_arrays(A, *_by_time(B, C), state, y))
+        operands = (*_flat(u, delta), *_arrays(A, *_by_time(B, C), state, y))
+        run(selective.forward, blocks, *operands, microseconds=u.numel() * A.shape[1] / _EXPONENTIALS)
     return y, state
 
 
@@ -68,7 +70,8 @@ def selective_scan_backward(
     dB, dC = (u.new_zeros((batch, parts, time, A.shape[1])) for _ in range(2))
     rest = (A, *_by_time(B, C), initial, dstate, du, ddelta, dA, dB, dC)
     if u.numel():
-        run(selective.backward, batch * parts, *_flat(grad, u, delta), *_arrays(*rest), parts)
+        pace = u.numel() * A.shape[1] / _EXPONENTIALS
+        run(selective.backward, batch * parts, *_flat(grad, u, delta), *_arrays(*rest), parts, microseconds=2 * pace)
     return du, ddelta, dA.sum(0), dB.sum(1).transpose(1, 2).contiguous(), dC.sum(1).transpose(1, 2).contiguous(), dstate
 
 
@@ -82,24 +85,41 @@ def matrix_scan(
     y = eager.empty_result(value)
     if value.numel():
         rows = math.prod(batch)
-        given = [one.reshape(rows, time, one.shape[-1]) for one in _optional(query, beta, decay)]
-        states = state.view(rows, keys, width)
-        places = [_placed(one) for one in (query, key, value)]
-        arguments = (*places, *_arrays(*given, states), _placed(y), (time, keys, width))
-        run(matrix.forward, rows * -(-width // LANES), *arguments)
+        # With the delta rule and no decay, every factor is this one.
+        decay = _ONES[query.dtype].expand(*batch, time, 1) if decay is None and beta is not None else decay
+        optional = [query if one is None else one for one in (decay, beta)]
+        given = [_readable(one) for one in (query, key, value, y, *optional)]
+        places = tuple([_places(one.shape[:-2], one.stride()[:-2]) for one in given])
+        strides = tuple([one.stride(-2) for one in given])
+        has = (decay is not None, beta is not None, int(decay is not None and decay.shape[-1] > 1))
+        addresses = tuple([one.data_ptr() for one in given])
+        arrays = _arrays(state.view(rows, keys, width))
+        run(
+            matrix.forward,
+            rows * -(-width // LANES),
+            *(addresses, places, strides, (time, keys, width), has, *arrays),
+            microseconds=rows * time * keys * width / _PRODUCTS,
+        )
     return y, state
 
 
-def _placed(tensor: Tensor) -> tuple[Any, Any, int]:
-    """[…, T, n] where it lies: its numbers, the place of the first one of each leading index, the distance of steps."""
-    if not tensor.numel():
-        return np.empty(0, tensor.detach().numpy().dtype), np.zeros(tensor.shape[:-2].numel(), np.int64), 0
-    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
-        tensor = tensor.contiguous()
+# Entries of a state that take one step in a microsecond, and those with an exponential.
+_PRODUCTS, _EXPONENTIALS = 2e4, 1.5e3
+_ONES = {dtype: torch.ones(1, 1, dtype=dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """With neighbours in the last axis."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
+
+
+@lru_cache(maxsize=64)
+def _places(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    """Where the first number of each index of these axes lies."""
     places = np.zeros(1, np.int64)
-    for size, stride in zip(tensor.shape[:-2], tensor.stride(), strict=False):
+    for size, stride in zip(sizes, strides, strict=True):
         places = np.add.outer(places, np.arange(size) * stride).reshape(-1)
-    return line(tensor), places, tensor.stride(-2)
+    return places
 
 
 def _optional(like: Tensor, beta: Tensor | None, decay: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -129,7 +149,8 @@ def matrix_scan_backward(
     dbeta, ddecay = (query.new_zeros((rows, blocks, time, one.shape[2])) for one in given)
     operands = (grad, query, key, value, *given, start, dstate, dq, dk, dv, dbeta, ddecay)
     if value.numel():
-        run(matrix.backward, rows * blocks, *_arrays(*operands))
+        pace = rows * time * keys * width / _PRODUCTS
+        run(matrix.backward, rows * blocks, *_arrays(*operands), microseconds=4 * pace)
     return (
         dq.sum(1),
         dk.sum(1),

@@ -1,16 +1,14 @@
 """How loops are compiled and spread over threads.
 
 Compiled code is kept in the user's cache directory, under a name made from the sources here: numba itself looks at the
-file of a function only, not at those it calls. Threads are ordinary ones, as many as torch uses, running code that has
-released the interpreter's lock; numba's own pool dies where two threads enter it at once.
+file of a function only, not at those it calls. Threads are ours (``runtime/threads.py``); numba's own pool dies where
+two threads enter it at once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,16 @@ import torch
 from numba import config as numba_config
 
 from ....settings import cache_directory
+from ...threads import share
 
 # Neither knows of all its own options.
 config: Any = numba_config
 njit: Any = numba.njit
 
 __all__ = ["jit", "part", "run"]
+
+# Microseconds of work that a thread is woken for.
+_WORTH = 30.0
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
@@ -52,21 +54,14 @@ def jit(function: Callable[..., Any]) -> Any:
         config.CACHE_DIR = before
 
 
-def run(kernel: Any, count: int, *arguments: Any) -> None:
-    """Call ``kernel(*arguments, start, stop)`` for all of ``range(count)``, cut into one stretch a thread."""
-    threads = min(torch.get_num_threads(), count)
-    if threads <= 1:
+def run(kernel: Any, count: int, *arguments: Any, microseconds: float) -> None:
+    """Call ``kernel(*arguments, start, stop)`` for all of ``range(count)``, cut into one stretch a thread.
+
+    ``microseconds`` is about what one thread takes for all of it: a short scan is over before a second one is awake.
+    """
+    threads = max(1, min(torch.get_num_threads(), count, int(microseconds / _WORTH)))
+    if threads == 1:
         kernel(*arguments, 0, count)
         return
     edges = [count * part // threads for part in range(threads + 1)]
-    # The calling thread takes the first stretch itself.
-    waiting = [_pool(os.getpid()).submit(kernel, *arguments, *edges[part : part + 2]) for part in range(1, threads)]
-    kernel(*arguments, *edges[:2])
-    for future in waiting:
-        future.result()
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """One pool a process: threads do not survive a fork."""
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="itnet-scan")
+    share(lambda part: kernel(*arguments, *edges[part : part + 2]), threads)

@@ -20,7 +20,21 @@ from numba import extending, types
 from numba.core.datamodel import models
 from numba.core.extending import overload, register_model
 
-__all__ = ["LANES", "exp", "fill", "load", "load_from", "store", "store_to", "total"]
+__all__ = [
+    "LANES",
+    "exp",
+    "fill",
+    "fill_from",
+    "get",
+    "load",
+    "load_from",
+    "pointer",
+    "put",
+    "store",
+    "store_to",
+    "total",
+    "zeros",
+]
 
 LANES = 16
 
@@ -48,10 +62,15 @@ def _vector(dtype: Any) -> Any:
     return ir.VectorType(ir.DoubleType() if dtype == types.float64 else ir.FloatType(), LANES)
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, first: Any) -> Any:
-    """Address of ``LANES`` entries of a flat array."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [first]), _vector(kind.dtype).as_pointer())
+def _entry(context: Any, builder: Any, kind: Any, numbers: Any, place: Any) -> Any:
+    """Address of an entry of a flat array, or from a pointer on."""
+    data = numbers if isinstance(kind, types.CPointer) else context.make_array(kind)(context, builder, numbers).data
+    return builder.gep(data, [place])
+
+
+def _place(context: Any, builder: Any, kind: Any, numbers: Any, first: Any) -> Any:
+    """Address of ``LANES`` entries."""
+    return builder.bitcast(_entry(context, builder, kind, numbers, first), _vector(kind.dtype).as_pointer())
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any) -> Any:
@@ -80,6 +99,40 @@ def _storing(kind: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return generate
+
+
+@intrinsic
+def pointer(typing: Any, address: Any, like: Any) -> Any:
+    """A pointer to numbers of the dtype of the array ``like``; who holds it is not counted, as it is with arrays."""
+    kind = types.CPointer(like.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+    return kind(types.int64, like), generate
+
+
+@intrinsic
+def get(typing: Any, numbers: Any, place: Any) -> Any:
+    """One number behind a pointer; unlike an index of numba's, ``place`` is not looked at for being negative."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        index = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        return builder.load(_entry(context, builder, numbers, arguments[0], index))
+
+    return numbers.dtype(numbers, place), generate
+
+
+@intrinsic
+def put(typing: Any, numbers: Any, place: Any, value: Any) -> Any:
+    """Set one number behind a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        index = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        builder.store(arguments[2], _entry(context, builder, numbers, arguments[0], index))
+        return context.get_dummy_value()
+
+    return types.none(numbers, place, numbers.dtype), generate
 
 
 @intrinsic
@@ -114,6 +167,27 @@ def fill(typing: Any, scalar: Any) -> Any:
         return _filled(builder, arguments[0])
 
     return Lanes(scalar)(scalar), generate
+
+
+@intrinsic
+def fill_from(typing: Any, numbers: Any, place: Any) -> Any:
+    """A vector with one number behind a pointer in all lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        index = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        return _filled(builder, builder.load(_entry(context, builder, numbers, arguments[0], index)))
+
+    return Lanes(numbers.dtype)(numbers, place), generate
+
+
+@intrinsic
+def zeros(typing: Any, numbers: Any) -> Any:
+    """A vector of zeros, of the dtype behind a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(_vector(numbers.dtype), [0.0] * LANES)
+
+    return Lanes(numbers.dtype)(numbers), generate
 
 
 def _filled(builder: Any, scalar: Any) -> Any:

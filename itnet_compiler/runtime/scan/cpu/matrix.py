@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from .compile import jit, part
-from .lanes import LANES, fill, load, load_from, store, store_to, total
+from .lanes import LANES, fill, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
 
 __all__ = ["backward", "forward"]
 
 CHUNK = 64
+# Blocks that take turns, each for so many steps, so that what lies side by side in a step is read while it is near.
+GROUP, STRETCH = 8, 16
 
 
 @part
@@ -59,84 +61,179 @@ def _step(before, after, key, decay, beta, value):
     return written
 
 
-@part
-def _step_read(h, written, key, at_k, decay, query, at_q):
-    """One step of a block in place, and Σ_k q_k h_k after it: even and odd k apart, since sums wait for one another.
+# From here to ``forward``: pointers, each with the place of the first number, since arrays are counted at every call.
+# ``h`` is a block of the state, [K, lanes]; ``near`` is the distance of the factors of two keys, 0 where they have one.
 
-    Keys and queries are flat arrays with the place of the first: a slice of an array costs as much as four products.
-    """
-    even = odd = fill(h.dtype.type(0))
-    keys = h.shape[0]
-    for pair in range(keys // 2):
-        k = 2 * pair
-        one = fill(_factor(decay, k)) * load(h, k) + fill(key[at_k + k]) * written
-        two = fill(_factor(decay, k + 1)) * load(h, k + 1) + fill(key[at_k + k + 1]) * written
+
+@part
+def _delta_written(h, keys, key, at_k, decay, at_a, near, beta, value):
+    """As ``_written`` with the delta rule."""
+    for k in range(keys):
+        value = value - fill_from(key, at_k + k) * fill_from(decay, at_a + near * k) * load(h, k)
+    return value * beta
+
+
+@part
+def _step_read(h, keys, written, key, at_k, decay, at_a, near, query, at_q):
+    """One step of a block in place, and Σ_k q_k h_k after it: even and odd k apart, since sums wait for one another."""
+    even = odd = zeros(h)
+    for k in range(0, keys - 1, 2):
+        one = fill_from(decay, at_a + near * k) * load(h, k) + fill_from(key, at_k + k) * written
+        two = fill_from(decay, at_a + near * (k + 1)) * load(h, k + 1) + fill_from(key, at_k + k + 1) * written
         store(h, k, one)
         store(h, k + 1, two)
-        even = even + fill(query[at_q + k]) * one
-        odd = odd + fill(query[at_q + k + 1]) * two
+        even = even + fill_from(query, at_q + k) * one
+        odd = odd + fill_from(query, at_q + k + 1) * two
     if keys % 2:
-        one = fill(_factor(decay, keys - 1)) * load(h, keys - 1) + fill(key[at_k + keys - 1]) * written
-        store(h, keys - 1, one)
-        even = even + fill(query[at_q + keys - 1]) * one
+        k = keys - 1
+        one = fill_from(decay, at_a + near * k) * load(h, k) + fill_from(key, at_k + k) * written
+        store(h, k, one)
+        even = even + fill_from(query, at_q + k) * one
     return even + odd
 
 
 @part
-def _added_read(h, written, key, at_k, query, at_q):
+def _added_read(h, keys, written, key, at_k, query, at_q):
     """``_step_read`` where nothing decays."""
-    even = odd = fill(h.dtype.type(0))
-    keys = h.shape[0]
-    for pair in range(keys // 2):
-        k = 2 * pair
-        one = load(h, k) + fill(key[at_k + k]) * written
-        two = load(h, k + 1) + fill(key[at_k + k + 1]) * written
-        store(h, k, one)
-        store(h, k + 1, two)
-        even = even + fill(query[at_q + k]) * one
-        odd = odd + fill(query[at_q + k + 1]) * two
-    if keys % 2:
-        one = load(h, keys - 1) + fill(key[at_k + keys - 1]) * written
-        store(h, keys - 1, one)
-        even = even + fill(query[at_q + keys - 1]) * one
-    return even + odd
+    read = zeros(h)
+    for k in range(keys):
+        value = load(h, k) + fill_from(key, at_k + k) * written
+        store(h, k, value)
+        read = read + fill_from(query, at_q + k) * value
+    return read
+
+
+@part
+def _steps_read(h, keys, written, key, at_k, k_step, decay, at_a, a_step, near, query, at_q, q_step):
+    """``_step_read`` for four steps at once: a row of the state is read and written once for all of them."""
+    w0, w1, w2, w3 = written
+    y0 = y1 = y2 = y3 = zeros(h)
+    k0, k1, k2, k3 = at_k, at_k + k_step, at_k + 2 * k_step, at_k + 3 * k_step
+    a0, a1, a2, a3 = at_a, at_a + a_step, at_a + 2 * a_step, at_a + 3 * a_step
+    q0, q1, q2, q3 = at_q, at_q + q_step, at_q + 2 * q_step, at_q + 3 * q_step
+    for k in range(keys):
+        value = fill_from(decay, a0 + near * k) * load(h, k) + fill_from(key, k0 + k) * w0
+        y0 = y0 + fill_from(query, q0 + k) * value
+        value = fill_from(decay, a1 + near * k) * value + fill_from(key, k1 + k) * w1
+        y1 = y1 + fill_from(query, q1 + k) * value
+        value = fill_from(decay, a2 + near * k) * value + fill_from(key, k2 + k) * w2
+        y2 = y2 + fill_from(query, q2 + k) * value
+        value = fill_from(decay, a3 + near * k) * value + fill_from(key, k3 + k) * w3
+        y3 = y3 + fill_from(query, q3 + k) * value
+        store(h, k, value)
+    return y0, y1, y2, y3
+
+
+@part
+def _steps_added(h, keys, written, key, at_k, k_step, query, at_q, q_step):
+    """``_steps_read`` where nothing decays."""
+    w0, w1, w2, w3 = written
+    y0 = y1 = y2 = y3 = zeros(h)
+    k0, k1, k2, k3 = at_k, at_k + k_step, at_k + 2 * k_step, at_k + 3 * k_step
+    q0, q1, q2, q3 = at_q, at_q + q_step, at_q + 2 * q_step, at_q + 3 * q_step
+    for k in range(keys):
+        value = load(h, k) + fill_from(key, k0 + k) * w0
+        y0 = y0 + fill_from(query, q0 + k) * value
+        value = value + fill_from(key, k1 + k) * w1
+        y1 = y1 + fill_from(query, q1 + k) * value
+        value = value + fill_from(key, k2 + k) * w2
+        y2 = y2 + fill_from(query, q2 + k) * value
+        value = value + fill_from(key, k3 + k) * w3
+        y3 = y3 + fill_from(query, q3 + k) * value
+        store(h, k, value)
+    return y0, y1, y2, y3
+
+
+@part
+def _row(spare, source, at, width):
+    """``width`` numbers from a place on, with zeros behind them."""
+    if width == LANES:
+        return load_from(source, at)
+    for lane in range(width):
+        put(spare, lane, get(source, at + lane))
+    return load(spare, 0)
+
+
+@part
+def _write_row(spare, target, at, width, value):
+    if width == LANES:
+        store_to(target, at, value)
+        return
+    store(spare, 0, value)
+    for lane in range(width):
+        put(target, at + lane, get(spare, lane))
+
+
+@part
+def _advance(tile, addresses, at, strides, steps, width, has, room):
+    """``steps`` of one block, from the places ``at`` on: four at once, unless what is written depends on the state."""
+    q, k, v = pointer(addresses[0], tile), pointer(addresses[1], tile), pointer(addresses[2], tile)
+    out, a, b = pointer(addresses[3], tile), pointer(addresses[4], tile), pointer(addresses[5], tile)
+    h, spare, keys = pointer(tile.ctypes.data, tile), pointer(room.ctypes.data, room), tile.shape[0]
+    (at_q, at_k, at_v, at_y, at_a, at_b), (q_step, k_step, v_step, y_step, a_step, b_step) = at, strides
+    decays, delta, near = has
+    together = 0 if delta else steps // 4 * 4
+    for t in range(0, together, 4):
+        this_v, this_y = at_v + t * v_step, at_y + t * y_step
+        this_k, this_a, this_q = at_k + t * k_step, at_a + t * a_step, at_q + t * q_step
+        written = (
+            _row(spare, v, this_v, width),
+            _row(spare, v, this_v + v_step, width),
+            _row(spare, v, this_v + 2 * v_step, width),
+            _row(spare, v, this_v + 3 * v_step, width),
+        )
+        if decays:
+            y = _steps_read(h, keys, written, k, this_k, k_step, a, this_a, a_step, near, q, this_q, q_step)
+        else:
+            y = _steps_added(h, keys, written, k, this_k, k_step, q, this_q, q_step)
+        _write_row(spare, out, this_y, width, y[0])
+        _write_row(spare, out, this_y + y_step, width, y[1])
+        _write_row(spare, out, this_y + 2 * y_step, width, y[2])
+        _write_row(spare, out, this_y + 3 * y_step, width, y[3])
+    for t in range(together, steps):
+        value = _row(spare, v, at_v + t * v_step, width)
+        this_k, this_a, this_q = at_k + t * k_step, at_a + t * a_step, at_q + t * q_step
+        if delta:
+            value = _delta_written(h, keys, k, this_k, a, this_a, near, fill_from(b, at_b + t * b_step), value)
+        if decays:
+            read = _step_read(h, keys, value, k, this_k, a, this_a, near, q, this_q)
+        else:
+            read = _added_read(h, keys, value, k, this_k, q, this_q)
+        _write_row(spare, out, at_y + t * y_step, width, read)
 
 
 @jit
-def forward(query, key, value, beta, decay, state, y, sizes, start, stop):
+def forward(addresses, places, strides, sizes, has, state, start, stop):
     """Blocks ``start`` to ``stop`` of (row, block of columns); ``state`` [P, K, V] goes from first to last.
 
-    Query, key, value and y are read and written where they lie: each is (numbers, place of the first of each of the P
-    rows, distance of steps), neighbours in the last axis. ``sizes``: T, K, V.
+    Query, key, value, y, decay and beta are read and written where they lie: ``addresses`` of their first numbers,
+    ``places`` of the first one of each of the P rows, ``strides`` of steps. ``sizes``: T, K, V. ``has``: whether there
+    are a decay and a beta, and the distance of the factors of two keys.
     """
-    (q, q_rows, q_step), (k, k_rows, k_step), (v, v_rows, v_step), (out, out_rows, out_step) = query, key, value, y
+    q_rows, k_rows, v_rows, y_rows, a_rows, b_rows = places
+    q_step, k_step, v_step, y_step, a_step, b_step = strides
     (time, keys, values), dtype = sizes, state.dtype
     blocks = (values + LANES - 1) // LANES
-    h, lanes = np.empty((keys, LANES), dtype), np.zeros((1, LANES), dtype)
-    for task in range(start, stop):
-        row, first = task // blocks, task % blocks * LANES
-        width = min(LANES, values - first)
-        _load_columns(h, state[row], first)
-        for t in range(time):
-            at_q, at_k = q_rows[row] + t * q_step, k_rows[row] + t * k_step
-            at_v, at_y = v_rows[row] + t * v_step + first, out_rows[row] + t * out_step + first
-            if width < LANES:
-                for lane in range(width):
-                    lanes[0, lane] = v[at_v + lane]
-            written = load(lanes, 0) if width < LANES else load_from(v, at_v)
-            if beta.shape[2]:
-                written = _written(h, k[at_k : at_k + keys], decay[row, t], beta[row, t], written)
-            if decay.shape[2]:
-                read = _step_read(h, written, k, at_k, decay[row, t], q, at_q)
-            else:
-                read = _added_read(h, written, k, at_k, q, at_q)
-            if width < LANES:
-                store(lanes, 0, read)
-                for lane in range(width):
-                    out[at_y + lane] = lanes[0, lane]
-            else:
-                store_to(out, at_y, read)
-        _store_columns(h, state[row], first)
+    h, room = np.empty((GROUP, keys, LANES), dtype), np.zeros((1, LANES), dtype)
+    for group in range(start, stop, GROUP):
+        end = min(group + GROUP, stop)
+        for task in range(group, end):
+            _load_columns(h[task - group], state[task // blocks], task % blocks * LANES)
+        for begin in range(0, time, STRETCH):
+            for task in range(group, end):
+                row, first = task // blocks, task % blocks * LANES
+                at = (
+                    q_rows[row] + begin * q_step,
+                    k_rows[row] + begin * k_step,
+                    v_rows[row] + begin * v_step + first,
+                    y_rows[row] + begin * y_step + first,
+                    a_rows[row] + begin * a_step,
+                    b_rows[row] + begin * b_step,
+                )
+                steps, width = min(STRETCH, time - begin), min(LANES, values - first)
+                _advance(h[task - group], addresses, at, strides, steps, width, has, room)
+        for task in range(group, end):
+            _store_columns(h[task - group], state[task // blocks], task % blocks * LANES)
 
 
 @jit
