@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -189,7 +190,8 @@ def restore_leaf(node: Node) -> bool:
         if node.target is _operator_of(known):
             *arguments, place = node.args
             module, name = str(place).split(":")
-            node.target, node.args = KnownCall(known, getattr(sys.modules[module], name)), tuple(arguments)
+            function = operator.attrgetter(name)(sys.modules[module])
+            node.target, node.args = KnownCall(known, function), tuple(arguments)
             return True
     return False
 
@@ -217,10 +219,10 @@ def _replace() -> None:
                 setattr(namespace, key, _stand_in(leaf, original))
             _originals.append((namespace, key, kept))
     for known in known_functions():
-        for module, name in known.places():
-            original = getattr(module, name)
-            setattr(module, name, _known_stand_in(known, original, f"{module.__name__}:{name}"))
-            _originals.append((module, name, original))
+        for owner, name, place in known.places():
+            original = getattr(owner, name)
+            setattr(owner, name, _known_stand_in(known, original, place))
+            _originals.append((owner, name, original))
 
 
 def _restore() -> None:
@@ -244,7 +246,7 @@ def _stand_in(leaf: Leaf, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _known_stand_in(known: KnownFunction, original: Callable[..., Any], place: str) -> Callable[..., Any]:
-    signature, operator = inspect.signature(original), _operator_of(known)
+    signature, custom = inspect.signature(original), _operator_of(known)
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         if _here.depth and _is_traced((*arguments, *keywords.values())):
@@ -252,7 +254,7 @@ def _known_stand_in(known: KnownFunction, original: Callable[..., Any], place: s
             bound.apply_defaults()
             recorded = known.arguments(bound.arguments)
             if recorded is not None:
-                return known.result(operator(*recorded, place), bound.arguments)
+                return known.result(custom(*recorded, place), bound.arguments)
         return original(*arguments, **keywords)
 
     return call
