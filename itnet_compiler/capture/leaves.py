@@ -7,7 +7,7 @@ implementation computes shapes only; ``restore_leaf`` then puts the ATen operato
 compiler sees the custom one.
 
 The same goes for known functions of libraries (``passes/known.py``), such as the selective scan of transformers' Mamba:
-recorded as one operator, put back as a call of the function itself.
+recorded as one operator, put back as a call of the function itself; and for ``associative_scan`` (``associative.py``).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch.nn.modules import rnn
 from torch.utils import _pytree as pytree
 
 from ..passes.known import KnownCall, KnownFunction, known_functions
+from . import associative
 
 __all__ = ["LEAVES", "Leaf", "leaves_installed", "restore_leaf", "restore_leaves"]
 
@@ -193,7 +194,7 @@ def restore_leaf(node: Node) -> bool:
             function = operator.attrgetter(name)(sys.modules[module])
             node.target, node.args = KnownCall(known, function), tuple(arguments)
             return True
-    return False
+    return associative.restore(node)
 
 
 def restore_leaves(module: GraphModule) -> int:
@@ -218,6 +219,9 @@ def _replace() -> None:
                 original, kept = getattr(namespace, key), vars(namespace).get(key, _ABSENT)
                 setattr(namespace, key, _stand_in(leaf, original))
             _originals.append((namespace, key, kept))
+    module, name = associative.place()
+    _originals.append((module, name, getattr(module, name)))
+    setattr(module, name, associative.stand_in(getattr(module, name), lambda leaves: _is_recorded(tuple(leaves))))
     for known in known_functions():
         for owner, name, place in known.places():
             original = getattr(owner, name)
@@ -238,7 +242,7 @@ def _restore() -> None:
 
 def _stand_in(leaf: Leaf, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if _here.depth and not keywords and leaf.accepts(arguments) and _is_traced(arguments):
+        if not keywords and leaf.accepts(arguments) and _is_recorded(arguments):
             return leaf.custom(*arguments)
         return original(*arguments, **keywords)
 
@@ -249,7 +253,7 @@ def _known_stand_in(known: KnownFunction, original: Callable[..., Any], place: s
     signature, custom = inspect.signature(original), _operator_of(known)
 
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if _here.depth and _is_traced((*arguments, *keywords.values())):
+        if _is_recorded((*arguments, *keywords.values())):
             bound = signature.bind(*arguments, **keywords)
             bound.apply_defaults()
             recorded = known.arguments(bound.arguments)
@@ -258,6 +262,10 @@ def _known_stand_in(known: KnownFunction, original: Callable[..., Any], place: s
         return original(*arguments, **keywords)
 
     return call
+
+
+def _is_recorded(arguments: tuple[Any, ...]) -> bool:
+    return _here.depth > 0 and _is_traced(arguments)
 
 
 def _is_traced(arguments: tuple[Any, ...]) -> bool:
