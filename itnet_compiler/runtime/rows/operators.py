@@ -154,7 +154,7 @@ def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     else:
         found = torch.ops.itnet.row_loop_backward(grads, list(kept), initial, inputs, shared, *ctx.settings)
     # No axes is an empty list, which torch takes for one of tensors.
-    none = [[] if isinstance(one, (list, tuple)) and not one else None for one in ctx.settings]
+    none: list[Any] = [[] if isinstance(one, (list, tuple)) and not one else None for one in ctx.settings]
     return found[:count], found[count : count + width], found[count + width :], *none
 
 
