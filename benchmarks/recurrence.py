@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,29 +180,37 @@ def _resident(what: str) -> float:
 
 
 def form_rows(length: int, seconds: float) -> list[list[str]]:
-    """Mamba-2 and the gated delta rule: the published chunked form, the sequential scan, our chunked form."""
+    """Mamba-2, the gated delta rule and xLSTM: the published chunked form, the sequential scan, our chunked form."""
     from itnet_compiler.ir.domain import Past
     from itnet_compiler.ir.kernel import Spec
+    from itnet_compiler.ir.matrix_lstm import MatrixLSTM
     from itnet_compiler.ir.memory import GatedDelta, Memory, StateSpaceDual
     from itnet_compiler.lowering.base import find_lowering
 
     network("Mamba2"), network("Qwen3Next")
     from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+    from transformers.models.xlstm.configuration_xlstm import xLSTMConfig
+    from transformers.models.xlstm.modeling_xlstm import xLSTMBackend
 
     heads, width = 8, 64
     x, delta = torch.randn(1, length, heads, width), F.softplus(torch.randn(1, length, heads) - 2)
     query, key = (F.normalize(torch.randn(1, length, heads, width), dim=-1) for _ in range(2))
     dual = {"input": x, "delta": delta, "A": -torch.rand(heads), "B": query, "C": key}
     rule = {"query": query, "key": key, "value": x, "decay": -delta, "beta": torch.rand(1, length, heads)}
-    cases: list[tuple[str, Memory, dict[str, Tensor], Callable[[], object]]] = [
+    gates = {"input_gate": torch.randn(1, heads, length), "forget_gate": torch.randn(1, heads, length) + 4}
+    memory = {"query": query, "key": key, "value": x}
+    memory = {role: one.transpose(1, 2).contiguous() for role, one in memory.items()} | gates
+    backend = xLSTMBackend(xLSTMConfig())
+    cases: list[tuple[str, Memory, dict[str, Tensor], Callable[[], Any]]] = [
         ("Mamba-2", StateSpaceDual(), dual, lambda: mamba2_chunk_scan(*dual.values(), 256)),
         (
             "gated delta rule",
             GatedDelta(),
             rule,
-            lambda: torch_chunk_gated_delta_rule(query, key, x, g=-delta, beta=rule["beta"]),
+            lambda: torch_chunk_gated_delta_rule(query, key, x, g=rule["decay"], beta=rule["beta"]),
         ),
+        ("mLSTM", MatrixLSTM(), memory, lambda: backend(*memory.values())),
     ]
     rows = []
     for name, kernel, given, published in cases:
@@ -210,11 +219,18 @@ def form_rows(length: int, seconds: float) -> list[list[str]]:
             if find_lowering(method).supports(spec).ok:
                 function = find_lowering(method).build(spec).function
                 contestants.append(lambda function=function, given=given: function(**given))
-        with torch.no_grad():
-            times = [typical(each) for each in alternate(contestants, seconds=seconds)]
-        cells = [*(f"{1e3 * each:.1f}" for each in times), *[""] * (3 - len(times))]
-        rows.append([name, *cells, f"{times[0] / times[1]:.1f}"])
+        for what in ("", ", training"):
+            runs = [partial(_with_gradients, each, given) for each in contestants] if what else contestants
+            with torch.set_grad_enabled(bool(what)):
+                times = [typical(each) for each in alternate(runs, seconds=seconds)]
+            cells = [*(f"{1e3 * each:.1f}" for each in times), *[""] * (3 - len(times))]
+            rows.append([name + what, *cells, f"{times[0] / times[1]:.1f}"])
     return rows
+
+
+def _with_gradients(run: Callable[[], Any], given: dict[str, Tensor]) -> object:
+    leaves = [one.requires_grad_() for one in given.values()]
+    return torch.autograd.grad(run()[0].sum(), leaves)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

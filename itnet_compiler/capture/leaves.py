@@ -7,13 +7,14 @@ implementation computes shapes only; ``restore_leaf`` then puts the ATen operato
 compiler sees the custom one.
 
 The same goes for known functions of libraries (``passes/known.py``), such as the selective scan of transformers' Mamba:
-recorded as one operator, put back as a call of the function itself.
+recorded as one operator, put back as a call of the function itself; and for ``associative_scan`` (``associative.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from torch.nn.modules import rnn
 from torch.utils import _pytree as pytree
 
 from ..passes.known import KnownCall, KnownFunction, known_functions
+from . import associative
 
 __all__ = ["LEAVES", "Leaf", "leaves_installed", "restore_leaf", "restore_leaves"]
 
@@ -189,9 +191,10 @@ def restore_leaf(node: Node) -> bool:
         if node.target is _operator_of(known):
             *arguments, place = node.args
             module, name = str(place).split(":")
-            node.target, node.args = KnownCall(known, getattr(sys.modules[module], name)), tuple(arguments)
+            function = operator.attrgetter(name)(sys.modules[module])
+            node.target, node.args = KnownCall(known, function), tuple(arguments)
             return True
-    return False
+    return associative.restore(node)
 
 
 def restore_leaves(module: GraphModule) -> int:
@@ -216,11 +219,14 @@ def _replace() -> None:
                 original, kept = getattr(namespace, key), vars(namespace).get(key, _ABSENT)
                 setattr(namespace, key, _stand_in(leaf, original))
             _originals.append((namespace, key, kept))
+    module, name = associative.place()
+    _originals.append((module, name, getattr(module, name)))
+    setattr(module, name, associative.stand_in(getattr(module, name), lambda leaves: _is_recorded(tuple(leaves))))
     for known in known_functions():
-        for module, name in known.places():
-            original = getattr(module, name)
-            setattr(module, name, _known_stand_in(known, original, f"{module.__name__}:{name}"))
-            _originals.append((module, name, original))
+        for owner, name, place in known.places():
+            original = getattr(owner, name)
+            setattr(owner, name, _known_stand_in(known, original, place))
+            _originals.append((owner, name, original))
 
 
 def _restore() -> None:
@@ -236,7 +242,7 @@ def _restore() -> None:
 
 def _stand_in(leaf: Leaf, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if _here.depth and not keywords and leaf.accepts(arguments) and _is_traced(arguments):
+        if not keywords and leaf.accepts(arguments) and _is_recorded(arguments):
             return leaf.custom(*arguments)
         return original(*arguments, **keywords)
 
@@ -244,18 +250,22 @@ def _stand_in(leaf: Leaf, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _known_stand_in(known: KnownFunction, original: Callable[..., Any], place: str) -> Callable[..., Any]:
-    signature, operator = inspect.signature(original), _operator_of(known)
+    signature, custom = inspect.signature(original), _operator_of(known)
 
     def call(*arguments: Any, **keywords: Any) -> Any:
-        if _here.depth and _is_traced((*arguments, *keywords.values())):
+        if _is_recorded((*arguments, *keywords.values())):
             bound = signature.bind(*arguments, **keywords)
             bound.apply_defaults()
             recorded = known.arguments(bound.arguments)
             if recorded is not None:
-                return known.result(operator(*recorded, place), bound.arguments)
+                return known.result(custom(*recorded, place), bound.arguments)
         return original(*arguments, **keywords)
 
     return call
+
+
+def _is_recorded(arguments: tuple[Any, ...]) -> bool:
+    return _here.depth > 0 and _is_traced(arguments)
 
 
 def _is_traced(arguments: tuple[Any, ...]) -> bool:

@@ -6,6 +6,7 @@ value heads, step sizes, logarithms of decays.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,12 +45,16 @@ class Memory(Kernel):
         """What the node returns, from y [B, H, T, V] and the last state; its first result is contiguous."""
         raise NotImplementedError
 
+    def run(self, recurrence: Callable[..., tuple[Tensor, Tensor]], **operands: Any) -> tuple[Tensor, ...]:
+        """What the node returns, with ``recurrence`` (of ``state()`` and its operands) for the recurrence itself."""
+        return self.finished(*recurrence(self.state(), **self.prepared(**operands)), **operands)
+
     def properties(self, domain: Domain) -> frozenset[str]:
         return frozenset({"linear", "causal"})
 
-    def evaluate(self, domain: Domain, **operands: Any) -> tuple[Tensor, Tensor]:
+    def evaluate(self, domain: Domain, **operands: Any) -> tuple[Tensor, ...]:
         """The definition of the recurrence on what is made from the operands."""
-        return self.finished(*self.state().evaluate(domain, **self.prepared(**operands)), **operands)
+        return self.run(lambda state, **made: state.evaluate(domain, **made), **operands)
 
     def kernel_matrix(self, domain: Domain, **operands: Any) -> Tensor:
         """K, [B, H, T, T], as of ``state()``: it acts on its values."""

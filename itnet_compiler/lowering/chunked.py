@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from ..ir.semiseparable import segment_products
 from .arranged import arranged
 from .base import Lowered, Lowering, Support
 
-__all__ = ["Chunked"]
+__all__ = ["Chunked", "chunks"]
 
 # Steps a chunk. With a decay for each key feature there is a product for each pair of steps and feature.
 _STEPS = {"none": 64, "scalar": 64, "diagonal": 16}
@@ -43,26 +45,26 @@ class Chunked(Lowering):
 
     def build(self, spec: Spec) -> Lowered:
         if isinstance(spec.kernel, ArrangedState):
-            return arranged(spec, "chunks", partial(_chunks, spec.kernel.state()))
+            return arranged(spec, "chunks", partial(chunks, spec.kernel.state()))
         arguments = ", ".join(f"{role}={role}" for role in spec.operands)
         if isinstance(spec.kernel, Memory):
-            function = partial(_memory, spec.kernel)
+            function: Callable[..., Any] = partial(_memory, spec.kernel)
         else:
             assert isinstance(spec.kernel, MatrixState)
-            function = partial(_chunks, spec.kernel)
+            function = partial(chunks, spec.kernel)
         return Lowered(
             spec.operands,
             f"chunks({arguments})",
             {"chunks": function},
-            text=textwrap.dedent(inspect.getsource(_chunks)),
+            text=textwrap.dedent(inspect.getsource(chunks)),
         )
 
 
-def _memory(kernel: Memory, **operands: Tensor) -> tuple[Tensor, Tensor]:
-    return kernel.finished(*_chunks(kernel.state(), **kernel.prepared(**operands)), **operands)
+def _memory(kernel: Memory, **operands: Tensor) -> tuple[Tensor, ...]:
+    return kernel.run(chunks, **operands)
 
 
-def _chunks(
+def chunks(
     kernel: MatrixState,
     query: Tensor,
     key: Tensor,
@@ -70,6 +72,7 @@ def _chunks(
     decay: Tensor | None = None,
     initial: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """A recurrence without delta rule, in chunks: operands and results as of ``kernel.evaluate``."""
     given = [one for one in (query, key, value, decay, initial) if one is not None]
     dtype = given[0].dtype
     for one in given[1:]:

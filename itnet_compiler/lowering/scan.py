@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..ir.arranged_state import ArrangedState
 from ..ir.kernel import Kernel, Spec
+from ..ir.matrix_lstm import MatrixLSTM
 from ..ir.matrix_state import MatrixState
 from ..ir.memory import GatedDelta, Memory, StateSpaceDual
 from ..ir.selective import Selective
@@ -23,8 +24,12 @@ from ..ir.semiseparable import Diagonal
 from ..ir.weighted_average import WeightedAverage
 from .arranged import arranged
 from .base import Lowered, Lowering, Support
+from .chunked import chunks
 
 __all__ = ["Scan"]
+
+# Steps from which on the products of chunks are the faster way to gradients of the matrix memory of xLSTM.
+_LONG = 96
 
 
 class Scan(Lowering):
@@ -88,8 +93,14 @@ def _matrix_state(
 
 
 def _memory(kernel: Memory, **operands: Tensor) -> Any:
-    y, last = _matrix_state(kernel.state(), **kernel.prepared(**operands))
-    return kernel.finished(y, last, **operands)
+    return kernel.run(_matrix_state, **operands)
+
+
+def _matrix_lstm(kernel: MatrixLSTM, **operands: Tensor) -> Any:
+    """Where gradients are wanted of a long sequence in chunks, whose backward pass is products of matrices."""
+    trained = torch.is_grad_enabled() and any(one.requires_grad for one in operands.values())
+    in_chunks = trained and operands["key"].shape[2] >= _LONG
+    return kernel.run(chunks if in_chunks else _matrix_state, **operands)
 
 
 def _weighted_average(kernel: WeightedAverage, **operands: Tensor) -> Any:
@@ -128,5 +139,6 @@ _FUNCTIONS: dict[type[Kernel], Callable[..., Any]] = {
     MatrixState: _matrix_state,
     StateSpaceDual: _memory,
     GatedDelta: _memory,
+    MatrixLSTM: _matrix_lstm,
     WeightedAverage: _weighted_average,
 }

@@ -27,7 +27,7 @@ class KnownFunction:
     Attributes:
         name: In the graph, ``itnet_leaf.<name>``.
         package: Where it is found: in every loaded module whose name starts so.
-        functions: Its names there.
+        functions: Its names there; ``Class.method`` for a method, whose instance is the first argument.
         schema: Arguments and results of the operator recorded, as in ``torch.library``: ``(Tensor x, …) -> …``. Results
             are tensors only.
         arguments: From the arguments of a call by name to those of the operator; None for a call it does not stand for.
@@ -45,13 +45,17 @@ class KnownFunction:
     shapes: Callable[..., Any]
     result: Callable[[Any, dict[str, Any]], Any]
 
-    def places(self) -> Iterator[tuple[Any, str]]:
-        """(module, attribute) of every loaded function of this kind."""
+    def places(self) -> Iterator[tuple[Any, str, str]]:
+        """(module or class, attribute, ``module:name``) of every loaded function of this kind."""
         for name, module in list(sys.modules.items()):
             if name.startswith(self.package):
                 for function in self.functions:
-                    if inspect.isfunction(getattr(module, function, None)):
-                        yield module, function
+                    *outer, attribute = function.split(".")
+                    owner = getattr(module, outer[0], None) if outer else module
+                    # A class is where it is defined, not in every module that imports it.
+                    here = not outer or getattr(owner, "__module__", None) == name
+                    if here and inspect.isfunction(vars(owner).get(attribute)):
+                        yield owner, attribute, f"{name}:{function}"
 
     def bind(self, node: Node) -> dict[str, Any]:
         """Arguments of a recorded call by the names in the schema."""

@@ -276,7 +276,7 @@ class Program:
             return self.run(variant, self.reader.read(args, kwargs).leaves)
 
         try:
-            how: Any = {"gradients": gradients, "code": self._code, "strict": strict}
+            how: Any = {"gradients": gradients, "code": self._code, "strict": strict, "sketched": bool(variant.spots)}
             return run_trial(self.root, self.plain, graph, call.args, call.kwargs, **how)
         except Exception as error:
             debug(SUMMARY, "trial run failed: %s: %s", type(error).__name__, error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from ..capture.losses import foreign_randomness_kept
 from ..capture.records import contents
 from ..capture.signature import map_arguments
 from ..passes.verify import relative_error
-from .deadline import TooSlow, backward_limited
+from .gradients import Gradients, slope_error
 
 __all__ = ["Trial", "copied", "run_trial", "unrecorded", "untouched"]
 
@@ -34,8 +33,6 @@ _ASKED = {torch.float32: 5e-6}
 # Bytes of parameters up to which gradients are compared too: two sets of them are held. The second is for graphs that
 # are known to round otherwise.
 _GRADIENTS, _MORE_GRADIENTS = 64 * 2**20, 256 * 2**20
-# Seconds that a backward pass is given, and where a run in float64 may decide.
-_SECONDS, _MORE_SECONDS = 10.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,7 @@ def run_trial(
     gradients: bool = False,
     code: Callable[..., Any] | None = None,
     strict: bool = False,
+    sketched: bool = False,
 ) -> Trial:
     """Compare ``original(*args, **kwargs)`` with ``graph(...)`` under one seed, and put everything back.
 
@@ -108,10 +106,12 @@ def run_trial(
         gradients: Whether gradients are compared too, where that is affordable and gradients are enabled.
         code: ``original`` as a function of the module first; given where a run in float64 may decide.
         strict: Whether such a run is asked about differences within the bounds too, down to a few roundings.
+        sketched: Whether gradients that are too large to be held are compared by projections of them.
     """
     limit = _MORE_GRADIENTS if strict else _GRADIENTS
-    seconds = _MORE_SECONDS if strict else _SECONDS
-    wanted = _Gradients(root, limit, seconds) if gradients and torch.is_grad_enabled() else None
+    wanted = None
+    if gradients and torch.is_grad_enabled():
+        wanted = Gradients(root, limit, sketched=sketched, patient=strict)
     expected, slopes, attributes = _observe(root, original, args, kwargs, wanted)
     value, found, written_by_graph = _observe(root, graph, args, kwargs, wanted)
     written = tuple(name for name in attributes if name not in written_by_graph)
@@ -121,7 +121,7 @@ def run_trial(
     note = wanted.note if wanted is not None else ""
     slope = None
     if slopes is not None and found is not None:
-        slope = _slope_error(found, slopes)
+        slope = slope_error(found, slopes)
     elif not note and (slopes is None) != (found is None):
         slope = float("inf")  # one has gradients, the other none
     steepest = max((_GRADIENT_BOUNDS.get(leaf.dtype, 0.0) for leaf in leaves), default=0.0)
@@ -132,7 +132,7 @@ def run_trial(
     again, slopes_again, _ = _observe(root, original, args, kwargs, wanted)
     own = relative_error(again, expected)
     if slope is not None and slopes is not None and slopes_again is not None:
-        own = max(own, _slope_error(slopes_again, slopes))
+        own = max(own, slope_error(slopes_again, slopes))
     faithful = None
     if own <= (asked if within else bound) and not written and code is not None:
         faithful = _is_as_exact(root, code, args, kwargs, graph=(value, found), plain=(expected, slopes), limit=limit)
@@ -163,7 +163,7 @@ def _is_as_exact(
     wide = _widened(root)
     try:
         args, kwargs = map_arguments(_wide, (args, kwargs))
-        wanted = _Gradients(wide, 2 * limit, _MORE_SECONDS) if plain[1] is not None else None
+        wanted = Gradients(wide, 2 * limit, patient=True) if plain[1] is not None else None
         with _Draws() as draws:
             exact, slopes, _ = _observe(wide, lambda *a, **k: code(wide, *a, **k), args, kwargs, wanted)
         if draws.found:
@@ -175,8 +175,8 @@ def _is_as_exact(
             return plain[1] is None and graph[1] is None
         if slopes is None:
             return None
-        own = _slope_error(_all_wide(plain[1]), slopes)
-        return _slope_error(_all_wide(graph[1]), slopes) <= 2 * own + slack
+        own = slope_error(_all_wide(plain[1]), slopes)
+        return slope_error(_all_wide(graph[1]), slopes) <= 2 * own + slack
     except Exception:  # a float32 constant in the code, say
         return None
 
@@ -220,69 +220,12 @@ def _widened(root: nn.Module) -> nn.Module:
     return clone
 
 
-class _Gradients:
-    """The tensors with respect to which gradients are compared; none, with a note, where that costs too much."""
-
-    def __init__(self, root: nn.Module, limit: int, seconds: float) -> None:
-        self.seconds = seconds
-        self.parameters = [p for p in root.parameters() if p.requires_grad]
-        size = sum(p.numel() * p.element_size() for p in self.parameters)
-        self.note = ""
-        if size > limit:
-            self.note = f"{size / 2**20:.0f} MB of parameters (limit {limit // 2**20})"
-        elif any(p._backward_hooks for p in self.parameters):
-            self.note = "parameters have hooks"
-
-    def of(self, result: list[Any], inputs: list[Tensor]) -> list[Tensor | None] | None:
-        """Gradients of a fixed combination of all outputs; None where there is nothing to differentiate."""
-        outputs = [t for t in result if isinstance(t, Tensor) and t.requires_grad and t.numel()]
-        sources = [*self.parameters, *inputs]
-        if self.note or not outputs or not sources:
-            return None
-        weights = [_weights(t.numel()).to(t).view(t.shape) for t in outputs]
-        try:
-            with backward_limited(outputs, self.seconds):
-                return list(torch.autograd.grad(outputs, sources, weights, allow_unused=True))
-        except TooSlow:
-            self.note = f"the backward takes more than {self.seconds:.0f} s"
-            return None
-        except Exception as error:
-            # Some models have a backward in train mode only; there is nothing to compare with then.
-            self.note = f"the backward fails: {type(error).__name__}"
-            return None
-
-
-def _weights(number: int) -> Tensor:
-    """√(2/n)·cos(2π·φ·k²), k < n = ``number``, φ the golden ratio: without a sign in common, and the same every time.
-
-    A sum that is constant (softmax) has a slope with them, and each output the same share whatever its size is.
-    """
-    turns = torch.arange(number, dtype=torch.float64).square() * ((1 + 5**0.5) / 2)
-    return (2 * math.pi * turns.frac()).cos() * (2 / max(number, 1)) ** 0.5
-
-
-def _slope_error(value: list[Tensor | None], expected: list[Tensor | None]) -> float:
-    """Relative L2 difference of all gradients as one vector; infinite where one has a gradient that the other lacks."""
-    difference = norm = 0.0
-    for a, b in zip(value, expected, strict=True):
-        if (a is None) != (b is None):
-            return float("inf")
-        if a is not None and b is not None and not torch.equal(a, b):
-            same = (a == b) | (torch.isnan(a) & torch.isnan(b))  # infinities too
-            difference += float((a - b).masked_fill(same, 0).abs().square().sum())
-        if b is not None:
-            norm += float(b.nan_to_num(0.0, 0.0, 0.0).abs().square().sum())
-    if difference != difference:
-        return float("inf")
-    return (difference**0.5) / max(norm**0.5, 1e-30) if difference else 0.0
-
-
 def _observe(
     root: nn.Module,
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    gradients: _Gradients | None,
+    gradients: Gradients | None,
 ) -> tuple[list[Any], list[Tensor | None] | None, list[str]]:
     """Output leaves, inputs, buffers and attributes that the call wrote; gradients; names of these attributes."""
     (args, kwargs), copies, inputs = copied((args, kwargs))

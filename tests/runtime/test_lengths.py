@@ -230,3 +230,23 @@ def test_every_spelling_serves_every_length(name: str) -> None:
         torch.testing.assert_close(unified(*given), module(*given), rtol=1e-4, atol=1e-4)
     in_the_model = name in ("RungeKutta", "Iteration")
     assert _labels(unified) == (["train"] if in_the_model else ["train", "train (any length from 9 on)"])
+
+
+def test_a_model_of_many_parameters_is_for_any_length_too(monkeypatch) -> None:
+    """Gradients that are too many to be held are compared by projections; where one is cut, that is seen."""
+
+    class Scaled(Detached):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * self.scale)
+
+    monkeypatch.setattr("itnet_compiler.runtime.trial._GRADIENTS", 0)
+    module = Scaled()
+    unified = itnet.unify(module, torch.randn(2, 9, 3))
+    _assert_same(unified, module, torch.randn(2, 12, 3))
+    assert any("any length from 9 on" in label for label in _labels(unified))
+    _assert_same(unified, module, torch.randn(2, 24, 3))
+    assert len(_labels(unified)) > 2

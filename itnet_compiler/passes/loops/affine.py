@@ -124,12 +124,11 @@ class _Scans:
     def _scan(self, index: int) -> None:
         core, after = self.core, self.core.body.carried[index]
         form = self.affine(after, index)
-        if form.a is None or form.b is None:
+        if form.a is None or not (form.b or form.a).timed:
             raise _NotAffine
         initial = core.initial[index]
-        given, decay = form.b.node, form.a.node
-        if not form.b.timed:
-            raise _NotAffine
+        decay = form.a.node
+        given = form.b.node if form.b is not None else self.emit("aten.zeros_like.default", decay)
         rank = core.types[Ref("carry", index)].dim()
         given = self._lifted(given, rank)
         if key_of(given.meta["val"])[2][1:] != key_of(core.types[Ref("carry", index)])[2]:

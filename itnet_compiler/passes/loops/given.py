@@ -23,7 +23,7 @@ from .emitter import Emitter
 from .equivalence import Replacement
 from .unrolled import NotALoop, key_of
 
-__all__ = ["Given", "given_loops"]
+__all__ = ["Given", "given_loops", "program"]
 
 
 def given_loops(graph: Graph) -> list[Node]:
@@ -93,7 +93,7 @@ class Given:
         if any(not isinstance(one, Node) or not isinstance(one.meta.get("val"), Tensor) for one in operands):
             raise NotALoop("a scan with operands that are no tensors", self.node)
         count = len(initial)  # type: ignore[arg-type]
-        calls, results = _program(module, count, len(inputs))  # type: ignore[arg-type]
+        calls, results = program(module, count, len(inputs))  # type: ignore[arg-type]
         outputs = [number for number in self.pieces if number >= count]
         finals = [number for number in self.pieces if number < count]
         if any(results[number].kind != "local" for number in finals):
@@ -139,8 +139,8 @@ class Given:
         return found
 
 
-def _program(module: GraphModule, carries: int, inputs: int) -> tuple[list[Call], list[Ref]]:
-    """The calls of a step, and what it returns."""
+def program(module: GraphModule, carries: int, inputs: int) -> tuple[list[Call], list[Ref]]:
+    """The calls of a traced step, and what it returns. Raises ``NotALoop`` where it is more than operators."""
     known: dict[Node, Ref] = {}
     calls: list[Call] = []
     results: list[Ref] = []

@@ -28,6 +28,7 @@ from ..effects import Effects
 from ..journal import Entry, Journal
 from ..operators import CUMULATIVE, MIXING, RECURRENCES, operator_name
 from .affine import as_scans
+from .associative import Associative, associative_scans
 from .cells import as_layer
 from .core import Core
 from .emitter import Emitter, drop_dead
@@ -40,6 +41,9 @@ from .unrolled import NotALoop, Unrolled, align
 from .uses import find_uses
 
 __all__ = ["reroll"]
+
+Maker = Callable[..., Node]
+Way = Callable[[Core, Emitter, Maker], "list[Node] | None"]
 
 # Loops of one graph, and stretches that are tried before the next loop is found.
 _MOST_LOOPS, _MOST_TRIES = 64, 24
@@ -57,9 +61,13 @@ def reroll(graph: Graph, journal: Journal, *, verify: bool, name: Callable[[str]
         name: Makes a unique name for an integral out of what it is called.
     """
     refused: dict[Node, NotALoop] = {}
-    for node in given_loops(graph):
+    given: list[tuple[Node, type[Given | Associative], tuple[Way, ...]]] = [
+        *((node, Given, _ways()) for node in given_loops(graph)),
+        *((node, Associative, (as_scans,)) for node in associative_scans(graph)),
+    ]
+    for node, kind, ways in given:
         try:
-            _rewrite_given(graph, node, journal, verify, name)
+            _rewrite_given(kind.read(graph, node), ways, journal, verify, name)
         except Exception as error:
             refused[node] = error if isinstance(error, NotALoop) else NotALoop(f"the search failed: {error!r}")
     for _ in range(_MOST_LOOPS):
@@ -178,10 +186,11 @@ def _rewrite(
     raise failure or NotALoop("nothing can run its core", loop.nodes[0])
 
 
-def _rewrite_given(graph: Graph, node: Node, journal: Journal, verify: bool, name: Callable[[str], str]) -> None:
-    given = Given.read(graph, node)
-    note = "nothing can run its core"
-    for way in _ways():
+def _rewrite_given(
+    given: Given | Associative, ways: tuple[Way, ...], journal: Journal, verify: bool, name: Callable[[str], str]
+) -> None:
+    node, note = given.node, "nothing can run its core"
+    for way in ways:
         made: list[Integral] = []
         verification = Verification("skipped", note="verify=False")
         try:
@@ -206,10 +215,6 @@ def _rewrite_given(graph: Graph, node: Node, journal: Journal, verify: bool, nam
         drop_dead(list(replacement.new))
         return
     raise NotALoop(note, node)
-
-
-Maker = Callable[..., Node]
-Way = Callable[[Core, Emitter, Maker], "list[Node] | None"]
 
 
 def _ways() -> tuple[Way, ...]:

@@ -151,9 +151,11 @@ def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
         problem = _problem(*groups, *ctx.settings)
         problem.check()
         found = differentiable_gradients(problem, grads, ctx.needs)
-        return found[:count], found[count : count + width], found[count + width :], None, None, None, None
-    found = torch.ops.itnet.row_loop_backward(grads, list(kept), initial, inputs, shared, *ctx.settings)
-    return found[:count], found[count : count + width], found[count + width :], None, None, None, None
+    else:
+        found = torch.ops.itnet.row_loop_backward(grads, list(kept), initial, inputs, shared, *ctx.settings)
+    # No axes is an empty list, which torch takes for one of tensors.
+    none: list[Any] = [[] if isinstance(one, (list, tuple)) and not one else None for one in ctx.settings]
+    return found[:count], found[count : count + width], found[count + width :], *none
 
 
 def _once(ctx: Any, *gradients: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from itnet_compiler.errors import InputError
+from itnet_compiler.ir.body import Body, Call, Ref
 from itnet_compiler.ir.domain import Past
 from itnet_compiler.ir.loop import Loop
 from itnet_compiler.ir.row_step import row_step
@@ -123,3 +124,28 @@ def test_operands_that_do_not_fit_are_refused() -> None:
     kernel = loop("sine", given, 1)
     with pytest.raises(InputError, match="the loop takes"):
         _fused(kernel, {**given, "inputs": [given["inputs"][0][:2]]})
+
+
+@compiled
+def test_gradients_of_a_loop_that_is_given_nothing_and_keeps_no_step() -> None:
+    body = Body(
+        (
+            Call("aten.linear.default", (Ref("carry", 0), Ref("shared", 0))),
+            Call("aten.add.Tensor", (Ref("local", 0), Ref("shared", 1))),
+            Call("aten.sin.default", (Ref("local", 1),)),
+        ),
+        carried=(Ref("local", 2),),
+        finals=(Ref("local", 2),),
+    )
+    sizes = ((3, 4), (4, 4), (3, 4))
+    operands = [torch.rand(size).sub(0.5).requires_grad_() for size in sizes]
+    given = {"initial": operands[:1], "inputs": [], "shared": operands[1:]}
+    shapes = tuple((role, tuple((tuple(one.shape), "float") for one in group)) for role, group in given.items())
+    kernel = Loop(body, 7, (), (), shapes)
+    text = str(row_step(kernel).program)
+    found = torch.ops.itnet.row_loop(*given.values(), text, kernel.axes, kernel.stacked, 7)[0]
+    wanted = kernel.evaluate(Past(), **given)[0]
+    torch.testing.assert_close(found, wanted)
+    for double in (True, False):
+        slopes = [torch.autograd.grad(one.sum(), operands, create_graph=double) for one in (found, wanted)]
+        torch.testing.assert_close(*slopes)
