@@ -18,6 +18,7 @@ __all__ = [
     "as_sum",
     "constant",
     "is_tensor",
+    "leads_to_joined_products",
     "leads_to_product",
     "leads_to_softmax",
     "read_product",
@@ -167,6 +168,15 @@ def without_sum(softmax: Node) -> str:
 def leads_to_product(node: object) -> bool:
     """Whether elementwise steps and views lead back to a product."""
     return _leads(node, lambda found: read_product(found) is not None)
+
+
+def leads_to_joined_products(node: object) -> bool:
+    """Whether elementwise steps and views lead back to a concatenation of what leads back to products."""
+
+    def joins(found: Node) -> bool:
+        return operator_name(found) == "cat" and all(leads_to_product(part) for part in bind(found)["tensors"])
+
+    return _leads(node, joins)
 
 
 def _leads(node: object, is_end: Callable[[Node], bool], mixers: int = 0) -> bool:
