@@ -16,7 +16,7 @@ from torch.fx import Node
 from ...ir.steps import Step, renamed
 from ..match import Match, Refusal, bind, shape_of
 from ..operators import operator_name
-from .attention_joins import Joins
+from .attention_sinks import Sinks
 from .attention_steps import LONGEST, Found, Leaf
 from .contraction import Contraction
 from .labels import Axes
@@ -38,15 +38,23 @@ def find(node: Node, match: Match, given: Node | None = None) -> Found:
     return finder.run(node)
 
 
-class _Finder(Joins):
+class _Finder(Sinks):
     """Finds the softmax and both products."""
 
     given: Node | None = None
     _any_scores = False
 
     def run(self, node: Node) -> Found:
-        found, axes = self.found, self.tracer.fresh(shape_of(node))
-        found.output = axes
+        axes = self.found.output = self.tracer.fresh(shape_of(node))
+        if operator_name(node) != "mul":
+            return self._unscaled(node, axes)
+        source, axes, gate = self._scaled(node, axes)
+        found = self._unscaled(source, axes)
+        self._take_sink(gate)
+        return found
+
+    def _unscaled(self, node: Node, axes: Axes) -> Found:
+        found = self.found
         exponential: Node | None = None
         if operator_name(node) == "div":
             node, axes, exponential = self._normalised_afterwards(node, axes)
@@ -135,6 +143,7 @@ class _Finder(Joins):
 
     def _softmax(self, scores: Node, dim: int, axes: Axes) -> tuple[Node, Axes]:
         self.found.weights = axes
+        self.scored = (scores, axes)
         self.found.keys = axes[dim % len(axes)]
         self.match.require(self.found.keys, "the softmax runs over an axis of extent 1", scores)
         return scores, axes
