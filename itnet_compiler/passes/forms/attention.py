@@ -9,6 +9,7 @@ a chain is a view, a cast, or one elementwise step.
 
 from __future__ import annotations
 
+from itertools import product as pairs
 from typing import Any
 
 from torch.fx import Node
@@ -61,14 +62,15 @@ class _Finder(Sinks):
         product = self._product(node, "the last operation is no sum of products")
         places = [place for place in (0, 1) if leads_to_softmax(product.operands[place], exponential)]
         self.match.require(places, "neither factor comes from a softmax", node)
-        for self._any_scores in (False, True):
-            for place in places:
-                try:
-                    with self._restored_on_refusal():
-                        self._weighted_sum(product, axes, place, exponential)
-                        return found
-                except Refusal as refusal:
-                    last = refusal
+        depth = self.match.depth
+        for self._any_scores, place in pairs((False, True), places):
+            self.match.depth = depth
+            try:
+                with self._restored_on_refusal():
+                    self._weighted_sum(product, axes, place, exponential)
+                    return found
+            except Refusal as refusal:
+                last = refusal
         raise last
 
     def _weighted_sum(self, product: Contraction, axes: Axes, place: int, exponential: Node | None) -> None:
