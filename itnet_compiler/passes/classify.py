@@ -125,7 +125,9 @@ def _is_of_kernels(node: Node, classes: Mapping[Node, Classification]) -> bool:
 
 def _makes_kernel(end: Node, seen: set[Node]) -> bool:
     """Whether an integral takes what was ``seen`` for its kernel and not for its values."""
-    taken = {role for role, value in end.kwargs.items() if isinstance(value, Node) and value in seen}
+    taken = {
+        role.rstrip("0123456789") for role, value in end.kwargs.items() if isinstance(value, Node) and value in seen
+    }
     return end.meta["integral"].spec.kernel.family == "softmax" and not _CARRIED & taken
 
 

@@ -552,6 +552,14 @@ def sink_of_each_query(q, k, v, sinks, mask):
     return F.softmax(torch.cat((scores, sinks), 3).float(), -1).type_as(q).narrow(-1, 0, k.shape[2]) @ v
 
 
+@program(Q, K, K, (H,), MASK, kinds="ffffm")
+def sink_that_scales_the_result(q, k, v, sinks, mask):
+    """Granite: the share of the weights that the sink leaves."""
+    scores = q @ k.mT * 0.5 + mask.clamp_min(-9.0)
+    share = (torch.logsumexp(scores, dim=-1) - sinks.view(1, -1, 1)).sigmoid()
+    return (scores.softmax(-1) @ v) * share.unsqueeze(-1).to(v.dtype)
+
+
 # ── sums over heads
 
 

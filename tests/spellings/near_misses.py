@@ -321,6 +321,43 @@ def weight_of_the_sink_returned(q, k, v, sinks):
     return weights[..., :-1] @ v, weights
 
 
+@program(T, T, T, (N,), (N, N), kinds="ffffm")
+def scaled_by_the_sum_of_scores_without_a_mask(q, k, v, sinks, mask):
+    scores = q @ k.mT
+    share = (torch.logsumexp(scores, dim=-1) - sinks.view(1, -1, 1)).sigmoid()
+    return ((scores + mask.clamp_min(-9.0)).softmax(-1) @ v) * share.unsqueeze(-1)
+
+
+@program(T, T, T, (N,), kinds="ffff")
+def scaled_by_the_sum_over_queries(q, k, v, sinks):
+    scores = q @ k.mT
+    share = (torch.logsumexp(scores, dim=-2) - sinks.view(1, -1, 1)).sigmoid()
+    return (scores.softmax(-1) @ v) * share.unsqueeze(-1)
+
+
+@program(T, T, T, (N,), kinds="ffff")
+def scaled_by_the_share_of_the_sink(q, k, v, sinks):
+    scores = q @ k.mT
+    share = (sinks.view(1, -1, 1) - torch.logsumexp(scores, dim=-1)).sigmoid()
+    return (scores.softmax(-1) @ v) * share.unsqueeze(-1)
+
+
+@program(T, T, T, (N,), kinds="ffff")
+def features_scaled_by_a_sink(q, k, v, sinks):
+    """The shares of queries meet features: their axes have one extent."""
+    scores = q @ k.mT
+    share = (torch.logsumexp(scores, dim=-1) - sinks.view(1, -1, 1)).sigmoid()
+    return (scores.softmax(-1) @ v) * share.unsqueeze(-2)
+
+
+@program(T, T, T, (N,), kinds="ffff")
+def weights_returned_without_the_sink(q, k, v, sinks):
+    scores = q @ k.mT
+    share = (torch.logsumexp(scores, dim=-1) - sinks.view(1, -1, 1)).sigmoid()
+    weights = scores.softmax(-1)
+    return (weights @ v) * share.unsqueeze(-1), weights
+
+
 @program(T, T, T, (N, N), kinds="ffff", count=0)
 def positions_mixed_after_the_softmax(q, k, v, matrix):
     return F.linear((q @ k.mT).softmax(-1), matrix) @ v

@@ -24,6 +24,7 @@ from ...ir.cumulative import Cumulative
 from ...ir.fold import Fold
 from ...ir.fourier import Fourier
 from ...ir.gated import Gated
+from ...ir.joined_attention import JoinedAttention
 from ...ir.layout import parse
 from ...ir.long_convolution import LongConvolution
 from ...ir.mixing import Mixing
@@ -95,7 +96,7 @@ class Analysis:
         return list(value.shape) if isinstance(value, Tensor) else []
 
     def _of_attention(
-        self, kernel: Attention | Separable, operands: dict[str, Any], shape: Sequence[Any]
+        self, kernel: Attention | JoinedAttention | Separable, operands: dict[str, Any], shape: Sequence[Any]
     ) -> list[Axis]:
         """Axes of the result by label: as the queries have them, else keys, values or a mask."""
         labels = kernel.labels
@@ -175,7 +176,7 @@ class Analysis:
                 for place, one in enumerate(source)
                 if kernel.keepdim or place not in axes
             ]
-        elif isinstance(kernel, (Attention, Separable)):
+        elif isinstance(kernel, (Attention, JoinedAttention, Separable)):
             found = self._of_attention(kernel, operands, first.shape)
         elif family == "softmax" and "input" in operands:
             found = scaled_attention(source, source, source, first.shape[-1])

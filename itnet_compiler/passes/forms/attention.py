@@ -9,6 +9,7 @@ a chain is a view, a cast, or one elementwise step.
 
 from __future__ import annotations
 
+from itertools import product as pairs
 from typing import Any
 
 from torch.fx import Node
@@ -16,7 +17,7 @@ from torch.fx import Node
 from ...ir.steps import Step, renamed
 from ..match import Match, Refusal, bind, shape_of
 from ..operators import operator_name
-from .attention_joins import Joins
+from .attention_sinks import Sinks
 from .attention_steps import LONGEST, Found, Leaf
 from .contraction import Contraction
 from .labels import Axes
@@ -38,29 +39,38 @@ def find(node: Node, match: Match, given: Node | None = None) -> Found:
     return finder.run(node)
 
 
-class _Finder(Joins):
+class _Finder(Sinks):
     """Finds the softmax and both products."""
 
     given: Node | None = None
     _any_scores = False
 
     def run(self, node: Node) -> Found:
-        found, axes = self.found, self.tracer.fresh(shape_of(node))
-        found.output = axes
+        axes = self.found.output = self.tracer.fresh(shape_of(node))
+        if operator_name(node) != "mul":
+            return self._unscaled(node, axes)
+        source, axes, gate = self._scaled(node, axes)
+        found = self._unscaled(source, axes)
+        self._take_sink(gate)
+        return found
+
+    def _unscaled(self, node: Node, axes: Axes) -> Found:
+        found = self.found
         exponential: Node | None = None
         if operator_name(node) == "div":
             node, axes, exponential = self._normalised_afterwards(node, axes)
         product = self._product(node, "the last operation is no sum of products")
         places = [place for place in (0, 1) if leads_to_softmax(product.operands[place], exponential)]
         self.match.require(places, "neither factor comes from a softmax", node)
-        for self._any_scores in (False, True):
-            for place in places:
-                try:
-                    with self._restored_on_refusal():
-                        self._weighted_sum(product, axes, place, exponential)
-                        return found
-                except Refusal as refusal:
-                    last = refusal
+        depth = self.match.depth
+        for self._any_scores, place in pairs((False, True), places):
+            self.match.depth = depth
+            try:
+                with self._restored_on_refusal():
+                    self._weighted_sum(product, axes, place, exponential)
+                    return found
+            except Refusal as refusal:
+                last = refusal
         raise last
 
     def _weighted_sum(self, product: Contraction, axes: Axes, place: int, exponential: Node | None) -> None:
@@ -135,6 +145,7 @@ class _Finder(Joins):
 
     def _softmax(self, scores: Node, dim: int, axes: Axes) -> tuple[Node, Axes]:
         self.found.weights = axes
+        self.scored = (scores, axes)
         self.found.keys = axes[dim % len(axes)]
         self.match.require(self.found.keys, "the softmax runs over an axis of extent 1", scores)
         return scores, axes

@@ -55,6 +55,7 @@ class Found:
         scores: Nodes from the softmax to the product, or to what is given.
         chain: Nodes from the sum to the softmax with their axes and the number of steps between them and the sum.
         wide: Whether something is cast to float32 on the way.
+        scaled: Whether the sink takes part in the result, but not in the weights.
     """
 
     tracer: Tracer
@@ -72,6 +73,7 @@ class Found:
     scores: list[Node] = field(default_factory=list)
     chain: list[tuple[Node, Axes, int]] = field(default_factory=list)
     wide: bool = False
+    scaled: bool = False
 
 
 class Chains:

@@ -18,6 +18,7 @@ __all__ = [
     "as_sum",
     "constant",
     "is_tensor",
+    "leads_to_joined_products",
     "leads_to_product",
     "leads_to_softmax",
     "read_product",
@@ -161,12 +162,34 @@ def without_sum(softmax: Node) -> str:
             takers[op_name(user)] = None
     if not takers:
         return "nothing takes the weights of this softmax"
+    if _is_of_choices(softmax.args[0]):
+        return f"this softmax runs over what topk chose, not over positions: its weights go to {', '.join(takers)}"
     return f"no sum of values weighted by this softmax is recognised: its weights go to {', '.join(takers)}"
+
+
+def _is_of_choices(node: object) -> bool:
+    """Whether views lead back to the values that ``topk`` chose."""
+    for _ in range(8):
+        if not isinstance(node, Node) or node.op != "call_function" or not node.args:
+            return False
+        if operator_name(node) == "topk":
+            return True
+        node = node.args[0] if operator_name(node) in ("getitem", *_ON_THE_WAY) else None
+    return False
 
 
 def leads_to_product(node: object) -> bool:
     """Whether elementwise steps and views lead back to a product."""
     return _leads(node, lambda found: read_product(found) is not None)
+
+
+def leads_to_joined_products(node: object) -> bool:
+    """Whether elementwise steps and views lead back to a concatenation of what leads back to products."""
+
+    def joins(found: Node) -> bool:
+        return operator_name(found) == "cat" and all(leads_to_product(part) for part in bind(found)["tensors"])
+
+    return _leads(node, joins)
 
 
 def _leads(node: object, is_end: Callable[[Node], bool], mixers: int = 0) -> bool:

@@ -14,13 +14,14 @@ from ...ir.layout import shown
 from ...ir.steps import LOW, Step, renamed, sorted_labels
 from ..effects import written_arguments
 from ..forms.attention import find
+from ..forms.attention_sinks import is_scaled_by_a_sink
 from ..forms.attention_steps import Found, Leaf
 from ..forms.labels import Axes, Tracer, letters
 from ..forms.mask_conditions import Condition
 from ..forms.mask_patterns import made_of, may_hide, read, within_segments
 from ..forms.memory_order import memory_order
 from ..forms.products import without_sum
-from ..match import Match, Proposal, op_name, propose, rule, value_of
+from ..match import Match, Proposal, Unrelated, op_name, propose, rule, value_of
 
 __all__ = ["attention_by_hand"]
 
@@ -29,11 +30,13 @@ _PRODUCTS = ("aten.matmul.default", "aten.bmm.default", "aten.mm.default", "aten
 _SOFTMAXES = ("aten.softmax.int", "aten._softmax.default", "aten.log_softmax.int", "aten._log_softmax.default")
 
 
-@rule("attention_by_hand", *_PRODUCTS, *_SOFTMAXES, "aten.sum.dim_IntList", "aten.div.Tensor")
+@rule("attention_by_hand", *_PRODUCTS, *_SOFTMAXES, "aten.sum.dim_IntList", "aten.div.Tensor", "aten.mul.Tensor")
 def attention_by_hand(node: Node, match: Match) -> Proposal:
     """y = Σ_j softmax_j(scale·Σ_c q·k + …)·v, in any layout and any spelling."""
     if op_name(node) in _SOFTMAXES:
         match.refuse(without_sum(node))
+    if op_name(node) == "aten.mul.Tensor" and not is_scaled_by_a_sink(node):
+        raise Unrelated("no sum of products", node, 0)
     found = find(node, match)
     if (shared := _shared_scores(found)) is not None:
         found = find(node, match, given=shared)
@@ -42,6 +45,7 @@ def attention_by_hand(node: Node, match: Match) -> Proposal:
         value_of(node).dtype == value_of(found.value.node).dtype, "the result has another dtype than the values", node
     )
     second, weights = _weights_used_elsewhere(node, found, match)
+    match.require(second is None or not found.scaled, "the weights are used elsewhere without the sink", node)
     naming = _Naming(found, match)
     _prove_masks(found, naming)
     region = sorted(set(found.region))
