@@ -133,12 +133,6 @@ def _places(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Any:
     return places
 
 
-def _optional(like: Tensor, beta: Tensor | None, decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """An operand that is not there as one without entries."""
-    none = like.new_empty((*like.shape[:-1], 0))
-    return none if beta is None else beta, none if decay is None else decay
-
-
 def matrix_scan_backward(
     grad: Tensor,
     grad_last: Tensor,
@@ -158,7 +152,9 @@ def matrix_scan_backward(
     start = torch.zeros_like(grad_last) if initial is None else initial
     dstate, dv = grad_last.clone(), torch.zeros_like(value)
     dq, dk = (query.new_zeros((rows, blocks, time, keys)) for _ in range(2))
-    given = _optional(query, beta, decay)
+    # Where nothing decays, every factor is 1.
+    factors = _ONES[query.dtype].expand(rows, time, 1) if decay is None else decay
+    given = query.new_empty((rows, time, 0)) if beta is None else beta, factors
     dbeta, ddecay = (query.new_zeros((rows, blocks, time, one.shape[2])) for one in given)
     operands = (grad, query, key, value, *given, start, dstate, dq, dk, dv, dbeta, ddecay)
     if value.numel():
