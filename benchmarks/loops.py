@@ -1,10 +1,11 @@
 """Recurrences written as Python loops: as written, unified, and under torch.compile; forward and training steps.
 
-python -m benchmarks.loops [--length 256] [--seconds 4] [--compile SECONDS] [--only NAME …]
+python -m benchmarks.loops [--length 256] [--seconds 4] [--compile SECONDS] [--only NAME …] [--method LOWERING]
 
 Batch 8, width 128, float32. ``limit`` is what a forward pass takes if nothing waits for anything: the products of all
 steps at once, exp of as many numbers as there are elementary functions, and a copy of as many bytes as the input and
-the output have. torch.compile runs in a process of its own that is given ``--compile`` seconds; 0 leaves it out.
+the output have. ``--method`` runs all nodes by a lowering that is not their default. torch.compile runs in a process of
+its own that is given ``--compile`` seconds; 0 leaves it out.
 """
 
 from __future__ import annotations
@@ -235,12 +236,14 @@ def steps(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Callable[[], obje
     return forward, train
 
 
-def row(name: str, length: int, seconds: float, patience: float) -> list[str]:
+def row(name: str, length: int, seconds: float, patience: float, method: str = "") -> list[str]:
     """One line of the table."""
     model, x = example(name, length)
     start = time.perf_counter()
     unified = itnet.unify(model, x)
     took = time.perf_counter() - start
+    if method:
+        itnet.lower(unified, method=method)
     cells: list[str] = []
     for written, other in zip(steps(model, x), steps(unified, x), strict=True):
         times = [typical(each) for each in alternate([written, other], seconds=seconds)]
@@ -306,6 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", type=float, default=0.0, metavar="SECONDS", help="patience with torch.compile")
     parser.add_argument("--only", nargs="*", default=list(LOOPS), metavar="NAME")
+    parser.add_argument("--method", default="", metavar="LOWERING", help="run every node so")
     parser.add_argument("--compiled", metavar="NAME", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     torch.manual_seed(0)
@@ -314,7 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _compile_one(options.compiled, options.length, options.seconds)
         return 0
     print(f"Batch {BATCH}, width {WIDTH}, {options.length} steps, float32, {options.threads} threads ({machine()}):\n")
-    rows = [row(name, options.length, options.seconds, options.compile) for name in options.only]
+    timing = options.length, options.seconds, options.compile, options.method
+    rows = [row(name, *timing) for name in options.only]
     print(table([*HEADER, *MORE], rows), flush=True)
     return 0
 

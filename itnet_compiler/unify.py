@@ -103,7 +103,8 @@ def lower(unified: Any, example_inputs: Any = None, *, method: str = "library", 
         method: ``library`` (the exact library kernel), ``reference`` (the dense definition; slow), ``tiled`` (kernels
             that are functions of a pair, without storing all pairs), ``products`` (attention that was written out,
             as it was written); for linear recurrences ``scan``, ``chunked``
-            (matrix products within chunks) or ``fft`` (where the decay is constant).
+            (matrix products within chunks) or ``fft`` (where the decay is constant); for loops, LSTM cells among them
+            that were called or written out as loops, ``fused`` (one operator in machine code).
         only: Glob over names of integrals.
 
     Returns:

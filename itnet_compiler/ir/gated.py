@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from .domain import Domain, Past
 from .kernel import Draw, Kernel, Operands, Sample, Spec, Work
 
-__all__ = ["Gated"]
+__all__ = ["GATES", "Gated"]
 
 # Blocks stacked in the rows of W_ih and W_hh.
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

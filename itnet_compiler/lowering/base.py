@@ -77,6 +77,10 @@ class Lowering:
         """Whether the node can be run, with every reason why not."""
         raise NotImplementedError
 
+    def prefers(self, spec: Spec) -> bool:
+        """Whether it may be the default of a node that it supports; not where another one is as fast or faster."""
+        return True
+
     def build(self, spec: Spec) -> Lowered:
         """The executable form. Only called where ``supports`` is ok."""
         raise NotImplementedError
@@ -93,7 +97,7 @@ def lowerings() -> dict[str, Lowering]:
 
 
 def default_lowering(spec: Spec) -> Lowering:
-    """What runs a node unless a plan says otherwise: the exact lowering of lowest rank that supports it.
+    """What runs a node unless a plan says otherwise: the exact lowering of lowest rank that supports and prefers it.
 
     Raises:
         LoweringError: where none does, with the reasons of each.
@@ -102,7 +106,7 @@ def default_lowering(spec: Spec) -> Lowering:
     reasons: list[str] = []
     for lowering in sorted(ranked, key=lambda lowering: lowering.rank or 0):
         support = lowering.supports(spec)
-        if support.ok:
+        if support.ok and lowering.prefers(spec):
             return lowering
         reasons += support.reasons
     raise LoweringError("; ".join(reasons))

@@ -22,7 +22,7 @@ from ..ir.pair.dense import run
 from ..ir.row_reverse import irregular
 from ..ir.row_step import NotRows, RowStep, row_step
 from .base import Lowered, Lowering, Support
-from .cells import layer_runner, refusals
+from .cells import is_faster, layer_runner, refusals
 from .library.gated import lower as library_layer
 from .library.loop import lower as library
 
@@ -47,6 +47,9 @@ class Fused(Lowering):
             return Support(refusals(spec))
         found = _step(spec.kernel)
         return Support() if isinstance(found, RowStep) else Support(found)
+
+    def prefers(self, spec: Spec) -> bool:
+        return not isinstance(spec.kernel, Gated) or is_faster(spec.kernel)
 
     def build(self, spec: Spec) -> Lowered:
         kernel, roles = spec.kernel, ", ".join(spec.operands)

@@ -7,7 +7,7 @@ import torch
 
 from itnet_compiler.ir.body import Body, Call, Progression, Ref
 from itnet_compiler.ir.domain import Past
-from itnet_compiler.ir.gated import Gated
+from itnet_compiler.ir.gated import GATES, Gated
 from itnet_compiler.ir.kernel import Spec
 from itnet_compiler.ir.loop import Loop
 from itnet_compiler.lowering.base import default_lowering, find_lowering
@@ -53,21 +53,26 @@ def test_other_operands_run_in_the_library(change):
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("cell", ["gru", "rnn_tanh", "rnn_relu"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
 def test_a_layer_that_was_written_out_is_the_librarys(cell, bias, batch_first):
     kernel = Gated(cell, bias=bias, batch_first=batch_first, training=True)
     spec = Spec(kernel, Past(), f"{cell} loop", ("input", "hidden", "weights"))
-    assert default_lowering(spec).name == "fused"
-    gates = 3 if cell == "gru" else 1
+    assert default_lowering(spec).name == ("library" if cell == "lstm" else "fused")
+    gates, states = GATES[cell], 1 + (cell == "lstm")
     generator = torch.Generator().manual_seed(0)
     sizes = [(gates * 4, 3), (gates * 4, 4), *[(gates * 4,)] * (2 * bias)]
-    given = [torch.randn(size, generator=generator) / 2 for size in [(5, 2, 3), (1, 2, 4), *sizes]]
+    sizes = [(5, 2, 3), *[(1, 2, 4)] * states, *sizes]
+    given = [torch.randn(size, generator=generator) / 2 for size in sizes]
     found = []
     for lowering in ("fused", "library"):
-        x, hidden, *weights = [one.clone().requires_grad_() for one in given]
-        made = find_lowering(lowering).build(spec).function(x.transpose(0, 1) if batch_first else x, hidden, weights)
+        x, *rest = [one.clone().requires_grad_() for one in given]
+        hidden, weights = rest[:states], rest[states:]
+        operands = x.transpose(0, 1) if batch_first else x, hidden if cell == "lstm" else hidden[0], weights
+        made = find_lowering(lowering).build(spec).function(*operands)
         sum(one.square().sum() for one in made).backward()
-        found.append([*made, x.grad, hidden.grad, *(one.grad for one in weights)])
+        with torch.no_grad():  # an LSTM that learns is the library's
+            again = find_lowering(lowering).build(spec).function(*operands)
+        found.append([*made, *again, x.grad, *(one.grad for one in rest)])
     torch.testing.assert_close(*found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -63,7 +64,8 @@ class Native:
             entries += _entry(tensor, backwards)
         for place, (state, last) in enumerate(zip(states, lasts, strict=True)):
             entries += [*_entry(state), *_entry(last), *(_entry(kept[place]) if kept else (0, 0, 0))]
-        table = torch.tensor(entries)
+        table = (ctypes.c_int64 * len(entries))(*entries)
+        address = ctypes.addressof(table)
         function, scratch = _compiled(self.steps)
         size = self.steps.rows
         blocks = math.ceil(self.rows / size)
@@ -72,7 +74,7 @@ class Native:
         room = torch.zeros((threads, scratch))
 
         def work(part: int) -> None:
-            function(table.data_ptr(), edges[part], edges[part + 1], length, CHUNK, room[part].data_ptr())
+            function(address, edges[part], edges[part + 1], length, CHUNK, room[part].data_ptr())
 
         share(work, threads)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,12 +38,16 @@ def _problem(
 def _runner(problem: Problem) -> type[Runner]:
     tensors = (*problem.initial, *problem.inputs, *problem.shared)
     fits = all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
-    found = importlib.util.find_spec("llvmlite") is not None
-    if not (fits and found) or problem.rows == 0 or irregular(problem.program, len(problem.initial)):
+    if not (fits and _has_llvm()) or problem.rows == 0 or irregular(problem.program, len(problem.initial)):
         return Plain
     from .native import Native
 
     return Native
+
+
+@cache
+def _has_llvm() -> bool:
+    return importlib.util.find_spec("llvmlite") is not None
 
 
 def row_loop(

@@ -76,9 +76,16 @@ def selective_scan_backward(
 
 
 def matrix_scan(
-    query: Tensor, key: Tensor, value: Tensor, beta: Tensor | None, decay: Tensor | None, initial: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    beta: Tensor | None,
+    decay: Tensor | None,
+    initial: Tensor | None,
+    *,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As ``eager.matrix_scan``."""
+    """As ``eager.matrix_scan``; with ``reverse`` from the last step to the first."""
     *batch, time, keys = query.shape
     width = value.shape[-1]
     state = query.new_zeros((*batch, keys, width)) if initial is None else initial.clone(memory_format=_DENSE)
@@ -91,8 +98,12 @@ def matrix_scan(
         given = [_readable(one) for one in (query, key, value, y, *optional)]
         places = tuple([_places(one.shape[:-2], one.stride()[:-2]) for one in given])
         strides = tuple([one.stride(-2) for one in given])
-        has = (decay is not None, beta is not None, int(decay is not None and decay.shape[-1] > 1))
         addresses = tuple([one.data_ptr() for one in given])
+        if reverse:
+            ends = [(time - 1) * one.stride(-2) * one.element_size() for one in given]
+            addresses = tuple([address + end for address, end in zip(addresses, ends, strict=True)])
+            strides = tuple([-stride for stride in strides])
+        has = (decay is not None, beta is not None, int(decay is not None and decay.shape[-1] > 1))
         arrays = _arrays(state.view(rows, keys, width))
         run(
             matrix.forward,
@@ -122,12 +133,6 @@ def _places(sizes: tuple[int, ...], strides: tuple[int, ...]) -> Any:
     return places
 
 
-def _optional(like: Tensor, beta: Tensor | None, decay: Tensor | None) -> tuple[Tensor, Tensor]:
-    """An operand that is not there as one without entries."""
-    none = like.new_empty((*like.shape[:-1], 0))
-    return none if beta is None else beta, none if decay is None else decay
-
-
 def matrix_scan_backward(
     grad: Tensor,
     grad_last: Tensor,
@@ -139,13 +144,17 @@ def matrix_scan_backward(
     initial: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """As ``eager.matrix_scan_backward``."""
+    if beta is None and decay is None:
+        return _sum_backward(grad, grad_last, query, key, value, initial)
     rows, time, keys = query.shape
     width = value.shape[2]
     blocks = -(-width // LANES)
     start = torch.zeros_like(grad_last) if initial is None else initial
     dstate, dv = grad_last.clone(), torch.zeros_like(value)
     dq, dk = (query.new_zeros((rows, blocks, time, keys)) for _ in range(2))
-    given = _optional(query, beta, decay)
+    # Where nothing decays, every factor is 1.
+    factors = _ONES[query.dtype].expand(rows, time, 1) if decay is None else decay
+    given = query.new_empty((rows, time, 0)) if beta is None else beta, factors
     dbeta, ddecay = (query.new_zeros((rows, blocks, time, one.shape[2])) for one in given)
     operands = (grad, query, key, value, *given, start, dstate, dq, dk, dv, dbeta, ddecay)
     if value.numel():
@@ -159,3 +168,18 @@ def matrix_scan_backward(
         None if decay is None else ddecay.sum(1),
         None if initial is None else dstate,
     )
+
+
+def _sum_backward(
+    grad: Tensor, grad_last: Tensor, query: Tensor, key: Tensor, value: Tensor, initial: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """``matrix_scan_backward`` where nothing decays: three scans, and no state is kept.
+
+    ∂q_t = S_t g_t with S_t = S_{t−1} + k_t v_tᵀ is a scan whose state is Sᵀ; ∂k_t = G_t v_t and ∂v_t = G_tᵀ k_t with
+    G_t = G_{t+1} + q_t g_tᵀ are two that run backwards.
+    """
+    start = None if initial is None else initial.mT
+    dq, _ = matrix_scan(grad, value, key, None, None, start)
+    dk, _ = matrix_scan(value, grad, query, None, None, grad_last.mT, reverse=True)
+    dv, began = matrix_scan(key, query, grad, None, None, grad_last, reverse=True)
+    return dq, dk, dv, None, None, None if initial is None else began

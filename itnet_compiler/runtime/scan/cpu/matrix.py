@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .compile import jit, part
-from .lanes import LANES, fill, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
+from .lanes import LANES, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
 
 __all__ = ["backward", "forward"]
 
@@ -33,41 +33,13 @@ def _store_columns(tile, target, first):
             part[row, lane] = tile[row, lane]
 
 
-@part
-def _factor(decay, k):
-    """a_k, where ``decay`` has none (1), one, or one for each key."""
-    if decay.shape[0] == 0:
-        return decay.dtype.type(1)
-    return decay[k] if decay.shape[0] > 1 else decay[0]
-
-
-@part
-def _written(before, key, decay, beta, value):
-    """What the key is multiplied with; ``beta`` has one entry, or none where there is no delta rule."""
-    written = value
-    if beta.shape[0]:
-        for k in range(key.shape[0]):
-            written = written - fill(key[k] * _factor(decay, k)) * load(before, k)
-        written = written * fill(beta[0])
-    return written
-
-
-@part
-def _step(before, after, key, decay, beta, value):
-    """One step of a block from ``before`` to ``after`` [K, lanes], which may be one; as ``_written``."""
-    written = _written(before, key, decay, beta, value)
-    for k in range(key.shape[0]):
-        store(after, k, fill(_factor(decay, k)) * load(before, k) + fill(key[k]) * written)
-    return written
-
-
 # From here to ``forward``: pointers, each with the place of the first number, since arrays are counted at every call.
 # ``h`` is a block of the state, [K, lanes]; ``near`` is the distance of the factors of two keys, 0 where they have one.
 
 
 @part
 def _delta_written(h, keys, key, at_k, decay, at_a, near, beta, value):
-    """As ``_written`` with the delta rule."""
+    """What the key is multiplied with by the delta rule, β (v − S'ᵀk), S' the decayed state."""
     for k in range(keys):
         value = value - fill_from(key, at_k + k) * fill_from(decay, at_a + near * k) * load(h, k)
     return value * beta
@@ -236,11 +208,77 @@ def forward(addresses, places, strides, sizes, has, state, start, stop):
             _store_columns(h[task - group], state[task // blocks], task % blocks * LANES)
 
 
+@part
+def _visit(tiles, key, decay, beta, values, written, row, begin, steps, apart):
+    """``steps`` of a block from its state, the first of ``tiles``: in place, or each ``apart`` rows behind the last."""
+    keys, near = key.shape[2], 1 if decay.shape[2] > 1 else 0
+    h, v, w = pointer(tiles.ctypes.data, tiles), pointer(values.ctypes.data, values), pointer(written.ctypes.data, key)
+    k, a, b = pointer(key.ctypes.data, key), pointer(decay.ctypes.data, key), pointer(beta.ctypes.data, key)
+    delta, factors, first = beta.shape[2] > 0, decay.shape[2], row * key.shape[1] + begin
+    for s in range(steps):
+        t, before = first + s, s * apart
+        at_k, at_a, value = t * keys, t * factors, load(v, s)
+        if delta:
+            for n in range(keys):
+                value = value - fill_from(k, at_k + n) * fill_from(a, at_a + near * n) * load(h, before + n)
+            value = value * fill_from(b, t)
+        store(w, s, value)
+        for n in range(keys):
+            kept = fill_from(a, at_a + near * n) * load(h, before + n)
+            store(h, before + apart + n, kept + fill_from(k, at_k + n) * value)
+
+
+@part
+def _retreat(tile, visited, tiles, query, key, decay, beta, slopes, row, block, begin, steps):
+    """The gradients of a chunk, last step first; ``tile`` is that of the state, and ∂v takes the place of v."""
+    (values, grads, written), (dq, dk, dbeta, ddecay) = tiles, slopes
+    keys, near, delta, factors = key.shape[2], 1 if decay.shape[2] > 1 else 0, beta.shape[2] > 0, decay.shape[2]
+    g, h, v = pointer(tile.ctypes.data, tile), pointer(visited.ctypes.data, tile), pointer(values.ctypes.data, tile)
+    y, w, q = pointer(grads.ctypes.data, tile), pointer(written.ctypes.data, tile), pointer(query.ctypes.data, tile)
+    k, a, b = pointer(key.ctypes.data, tile), pointer(decay.ctypes.data, tile), pointer(beta.ctypes.data, tile)
+    to_q, to_k = pointer(dq.ctypes.data, tile), pointer(dk.ctypes.data, tile)
+    to_a, to_b = pointer(ddecay.ctypes.data, tile), pointer(dbeta.ctypes.data, tile)
+    time = key.shape[1]
+    first, out = row * time + begin, (row * dq.shape[1] + block) * time + begin
+    for s in range(steps - 1, -1, -1):
+        at_k, at_a, at, before, after = (first + s) * keys, (first + s) * factors, out + s, s * keys, (s + 1) * keys
+        above, wrote, slope = load(y, s), load(w, s), zeros(g)
+        for n in range(keys):
+            here = load(g, n) + fill_from(q, at_k + n) * above
+            store(g, n, here)
+            slope = slope + here * fill_from(k, at_k + n)
+            put(to_q, at * keys + n, total(load(h, after + n) * above))
+            put(to_k, at * keys + n, total(here * wrote))
+        if delta:  # from ∂w to ∂v, w = β (v − S'ᵀk), S' the decayed state
+            error = load(v, s)
+            for n in range(keys):
+                error = error - fill_from(k, at_k + n) * fill_from(a, at_a + near * n) * load(h, before + n)
+            put(to_b, at, total(slope * error))
+            slope = slope * fill_from(b, first + s)
+            for n in range(keys):
+                taken = get(a, at_a + near * n) * total(load(h, before + n) * slope)
+                put(to_k, at * keys + n, get(to_k, at * keys + n) - taken)
+                store(g, n, load(g, n) - fill_from(k, at_k + n) * slope)
+        store(v, s, slope)
+        each = zeros(g)
+        for n in range(keys):  # S' = diag(a) S
+            here = load(g, n)
+            product = here * load(h, before + n)
+            if near:
+                put(to_a, at * keys + n, total(product))
+            else:
+                each = each + product
+            store(g, n, here * fill_from(a, at_a + near * n))
+        if not near:
+            put(to_a, at, total(each))
+
+
 @jit
 def backward(grad, query, key, value, beta, decay, initial, dstate, dq, dk, dv, dbeta, ddecay, start, stop):
     """Blocks of (row, block of columns); ``dstate`` goes from the gradient of the last state to that of the first.
 
-    dq, dk, dbeta and ddecay [P, blocks, T, ·] have a place for each block: they are sums over columns.
+    ``beta`` [P, T, 0] where there is no delta rule. dq, dk, dbeta and ddecay [P, blocks, T, ·] have a place for each
+    block: they are sums over columns.
     """
     time, keys, values, dtype = query.shape[1], query.shape[2], value.shape[2], grad.dtype
     blocks, chunks = (values + LANES - 1) // LANES, (time + CHUNK - 1) // CHUNK
@@ -256,59 +294,15 @@ def backward(grad, query, key, value, beta, decay, initial, dstate, dq, dk, dv, 
             begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, time)
             starts[chunk + 1] = starts[chunk]
             _load_columns(tile_value, value[row, begin:end], first)
-            h = starts[chunk + 1]
-            for t in range(begin, end):
-                _step(h, h, key[row, t], decay[row, t], beta[row, t], load(tile_value, t - begin))
+            _visit(starts[chunk + 1], key, decay, beta, tile_value, written, row, begin, end - begin, 0)
         _load_columns(g, dstate[row], first)
         for chunk in range(chunks - 1, -1, -1):
             begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, time)
             _load_columns(tile_value, value[row, begin:end], first)
             _load_columns(tile_grad, grad[row, begin:end], first)
             visited[0] = starts[chunk]
-            for s in range(end - begin):
-                t = begin + s
-                step = _step(visited[s], visited[s + 1], key[row, t], decay[row, t], beta[row, t], load(tile_value, s))
-                store(written, s, step)
-            for s in range(end - begin - 1, -1, -1):
-                t = begin + s
-                above, wrote, slope = load(tile_grad, s), load(written, s), fill(dtype.type(0))
-                q, slope_q, slope_k = query[row, t], dq[row, block, t], dk[row, block, t]
-                for k in range(keys):
-                    here = load(g, k) + fill(q[k]) * above
-                    store(g, k, here)
-                    slope = slope + here * fill(key[row, t, k])
-                    slope_q[k] = total(load(visited[s + 1], k) * above)
-                    slope_k[k] = total(here * wrote)
-                if beta.shape[2]:
-                    slopes = (slope_k, dbeta[row, block, t])
-                    slope = _delta(
-                        g, slope, load(tile_value, s), visited[s], key[row, t], decay[row, t], beta[row, t], slopes
-                    )
-                store(tile_value, s, slope)
-                if decay.shape[2]:
-                    _decayed(g, visited[s], decay[row, t], ddecay[row, block, t])
+            _visit(visited, key, decay, beta, tile_value, written, row, begin, end - begin, keys)
+            tiles, slopes = (tile_value, tile_grad, written), (dq, dk, dbeta, ddecay)
+            _retreat(g, visited, tiles, query, key, decay, beta, slopes, row, block, begin, end - begin)
             _store_columns(tile_value, dv[row, begin:end], first)
         _store_columns(g, dstate[row], first)
-
-
-@part
-def _delta(g, slope, value, before, key, decay, beta, slopes):
-    """Through w = β (v − S'ᵀk), S' the decayed state: from ∂w to ∂v; adds to ∂k, sets ∂β, takes from ∂S'."""
-    slope_k, slope_beta = slopes
-    error = value
-    for k in range(key.shape[0]):
-        error = error - fill(key[k] * _factor(decay, k)) * load(before, k)
-    slope_beta[0] = total(slope * error)
-    slope = slope * fill(beta[0])
-    for k in range(key.shape[0]):
-        slope_k[k] -= _factor(decay, k) * total(load(before, k) * slope)
-        store(g, k, load(g, k) - fill(key[k]) * slope)
-    return slope
-
-
-@part
-def _decayed(g, before, decay, slope):
-    """Through S' = diag(a) S."""
-    for k in range(g.shape[0]):
-        slope[k if decay.shape[0] > 1 else 0] += total(load(g, k) * load(before, k))
-        store(g, k, load(g, k) * fill(_factor(decay, k)))
