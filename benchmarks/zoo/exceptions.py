@@ -61,7 +61,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "zamba2": _HEADS
     | _HYBRID
     | dict(num_key_value_heads=4, n_mamba_heads=8, mamba_d_state=8, chunk_size=16, mamba_ngroups=1, num_mem_blocks=1)
-    | dict(mamba_headdim=16, mamba_expand=2),
+    | dict(mamba_headdim=16, mamba_expand=2, attention_hidden_size=128, attention_head_dim=32)
+    | dict(hybrid_layer_ids=[1, 3]),
     "granitemoehybrid": _GROUPED | _SSM | dict(layer_types=["mamba", "attention"]),
     "nemotron_h": _GROUPED | dict(mamba_num_heads=8, mamba_head_dim=16, ssm_state_size=16, n_groups=2, chunk_size=16),
     "falcon_h1": _GROUPED | _SSM | dict(mamba_d_ssm=128, mamba_n_groups=1),

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from ..ir.body import Body, Call, Ref
+from ..ir.body import Body, Call, Ref, function_named
 from ..passes.associative import AssociativeScan
 from ..passes.loops.given import program
 from ..passes.loops.unrolled import NotALoop
@@ -99,7 +99,9 @@ def _samples(leaves: Any) -> list[Tensor]:
 
 def _is_elementwise(call: Call) -> bool:
     """Whether a call computes every position alone, and holds no size."""
-    operator: Any = getattr(getattr(torch.ops.aten, call.name), call.target.split(".")[2])
+    operator: Any = function_named(call.target)
+    if not isinstance(operator, torch._ops.OpOverload):
+        return False
     random = torch.Tag.nondeterministic_seeded in operator.tags
     others = [value for value in (*call.args, *(value for _, value in call.kwargs)) if not isinstance(value, Ref)]
     plain = all(value is None or isinstance(value, (bool, int, float)) for value in others)

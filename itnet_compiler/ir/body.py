@@ -58,18 +58,20 @@ class Call:
     """One operator call: ``%3 = add(%h0, %x1)``.
 
     Attributes:
-        target: ``aten.add.Tensor`` and the like, or ``getitem``.
+        target: ``aten.add.Tensor`` and the like, or ``getitem``; a function of the source's own as itself.
         args: Positional arguments: ``Ref``, ``Progression``, plain values, tuples of these (lists in the source).
         kwargs: Keyword arguments, as pairs.
     """
 
-    target: str
+    target: str | Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
-        """The operator in one word."""
+        """The operator in one word; a function of the source's own with its module, so that it is none by name."""
+        if not isinstance(self.target, str):
+            return f"{self.target.__module__}.{self.target.__name__}"
         return self.target.split(".")[1] if "." in self.target else self.target
 
     def __str__(self) -> str:
@@ -149,8 +151,10 @@ def map_refs(value: Any, change: Callable[[Ref], Any]) -> Any:
 
 
 @cache
-def function_named(target: str) -> Callable[..., Any]:
-    """The operator called ``aten.add.Tensor`` and the like; ``getitem`` is Python's."""
+def function_named(target: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The operator called ``aten.add.Tensor`` and the like; ``getitem`` is Python's. A function is itself."""
+    if not isinstance(target, str):
+        return target
     if target == "getitem":
         return operator.getitem
     space, name, overload = target.split(".")

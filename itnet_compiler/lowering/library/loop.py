@@ -34,6 +34,7 @@ class _Source:
     def __init__(self, kernel: Loop, namespace: dict[str, Any]) -> None:
         self.kernel, self.body, self.namespace = kernel, kernel.body, namespace
         self.counted = False
+        self.own: dict[Any, int] = {}
 
     def write(self) -> str:
         """The text of the function."""
@@ -101,7 +102,11 @@ class _Source:
         if call.target == "getitem":
             return f"{self._text(call.args[0])}[{self._text(call.args[1])}]"
         function = binding(function_named(call.target))
-        name = "do_" + re.sub(r"\W", "_", call.target.split(".", 1)[1])
+        if isinstance(call.target, str):
+            name = "do_" + re.sub(r"\W", "_", call.target.split(".", 1)[1])
+        else:  # several may have one name
+            own = self.own.setdefault(call.target, len(self.own))
+            name = f"own{own}_" + re.sub(r"\W", "_", call.name)
         self.namespace[name] = function
         given = [self._text(value) for value in call.args] + [
             f"{key}={self._text(value)}" for key, value in call.kwargs

@@ -50,7 +50,7 @@ class Access:
         if self.by < 0:
             value = emit("aten.flip.default", value, [axis])
         if self.width is not None:
-            value = emit("aten.unflatten.int", value, axis, [steps, self.width])
+            value = emit("aten.unflatten.int", value, axis, [-1, self.width])
         return value, axis
 
     def _positions(self, emit: Emit, value: Node, steps: int) -> Node:
@@ -61,8 +61,10 @@ class Access:
         size = value.meta["val"].shape[self.axis]
         if self.width is not None:
             step = 1
-        if low == 0 and step == 1 and high == static(size):
-            return value
+        if high == static(size):
+            if low == 0 and step == 1:
+                return value
+            high = _END
         return emit("aten.slice.Tensor", value, self.axis, low, high, step)
 
     def write(self, emit: Emit, values: Node, steps: int) -> None:

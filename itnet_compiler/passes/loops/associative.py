@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
 from ...ir.body import Body, Ref
@@ -23,7 +24,7 @@ from .unrolled import NotALoop, key_of
 
 __all__ = ["Associative", "associative_scans"]
 
-_ALL = 9223372036854775807  # as the exporter writes a slice without end
+_END = torch.iinfo(torch.int64).max
 
 
 def associative_scans(graph: Graph) -> list[Node]:
@@ -65,7 +66,7 @@ class Associative:
         assert isinstance(leaves, (list, tuple))
         body, carried, given = scan.of(set(self.pieces))
         firsts = [self.emit("aten.select.int", leaves[index], 0, 0) for index in carried]
-        rests = [self.emit("aten.slice.Tensor", leaves[index], 0, 1, _ALL) for index in given]
+        rests = [self.emit("aten.slice.Tensor", leaves[index], 0, 1, _END) for index in given]
         if not rests:
             raise NotALoop("a combination that does not look at the right element", self.node)
         core = Core(

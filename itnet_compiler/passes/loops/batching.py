@@ -68,6 +68,8 @@ Rule = Callable[[_Step], Call | None]
 
 def batched(call: Call, types: Types, timed: Callable[[Ref], bool], steps: int) -> Call | None:
     """The call that does ``call`` for all steps at once, or None where no rule knows how."""
+    if not isinstance(call.target, str):
+        return None  # what is the same for all steps at once forward need not be so backward
     given = (*call.args, *(value for _, value in call.kwargs))
     if any(_holds_progression(value) for value in given):
         return None
@@ -237,7 +239,7 @@ def _total(step: _Step) -> Call | None:
 
 
 def _reduction(step: _Step) -> Call | None:
-    return _total(step) if step.call.target.endswith(".default") else _axis_at(1)(step)
+    return _total(step) if str(step.call.target).endswith(".default") else _axis_at(1)(step)
 
 
 def _piece(step: _Step) -> Call | None:

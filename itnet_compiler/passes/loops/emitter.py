@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from torch._dispatch.python import enable_python_dispatcher
@@ -32,8 +33,8 @@ class Emitter:
         self.made: list[Node] = []
         self._mode = detect_fake_mode([node.meta.get("val") for node in graph.nodes if node.op != "output"])
 
-    def __call__(self, target: str, *args: Any, **kwargs: Any) -> Node:
-        """A call of the operator named ``target`` (``aten.add.Tensor``, ``getitem``)."""
+    def __call__(self, target: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """A call of the operator named ``target`` (``aten.add.Tensor``, ``getitem``), or of a function."""
         with self.graph.inserting_before(self.place):
             node = self.graph.call_function(function_named(target), args, kwargs)
         return self._add(node, self.like)

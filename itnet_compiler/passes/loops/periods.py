@@ -19,6 +19,7 @@ import torch
 from torch.fx import Node
 
 from ...ir.mode import mode_of
+from ..custom import CustomCall
 from ..operators import operator_name
 
 __all__ = ["LEAST_STEPS", "Stretch", "stretches", "tokens"]
@@ -57,7 +58,8 @@ def _token(node: Node) -> Any:
         if operator_name(source) not in _PIECES or len(source.users) > 1:
             return "getitem", node.args[1]
     kwargs = tuple((name, _shape_of(value)) for name, value in node.kwargs.items())
-    return node.op, str(node.target), _shape_of(node.args), kwargs, mode_of(node)
+    own = isinstance(node.target, CustomCall)  # two of them may have one name
+    return node.op, node.target if own else str(node.target), _shape_of(node.args), kwargs, mode_of(node)
 
 
 def _shape_of(value: Any) -> Any:

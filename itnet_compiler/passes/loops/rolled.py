@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from ...ir.body import Body, Call, Progression, Ref
 from ...ir.mode import mode_of
+from ..custom import CustomCall
 from ..effects import Effects, is_random, written_arguments
 from ..match import bind
 from ..operators import COPIES, VIEWS, operator_name
@@ -108,11 +109,17 @@ class _Roller:
                 self.found.outside.add(known[0])  # one of its pieces at each step
             return self._given(found)
         fixed = all(_is_fixed(value) for value in (*args, *(value for _, value in kwargs)))
-        if fixed and first is not None and first in self.inside and _is_pure(first):
+        own = isinstance(target, CustomCall)
+        if fixed and not own and first is not None and first in self.inside and _is_pure(first):
             self.found.hoisted.append(first)
             return self._shared(first)
+        name: Any
         if target is operator.getitem:
             name = "getitem"
+        elif own:
+            if any(isinstance(value, tuple) for value in args):
+                raise NotALoop(f"{target} takes more than tensors and numbers", first)
+            name = target
         elif isinstance(target, torch._ops.OpOverload):
             name = _functional(target) if _is_in_place(target) else str(target)
         else:
