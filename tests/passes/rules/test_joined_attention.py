@@ -83,8 +83,8 @@ def single_precision(q, k, v, k2, v2):
     return weights[..., :count] @ v2[:, :, None] + weights[..., count:] @ v
 
 
-FOUND = [pegasus_x, split]
-ALSO = [big_bird, counted_from_the_end, keys_first, single_precision]
+FOUND = [pegasus_x]
+ALSO = [split, big_bird, counted_from_the_end, keys_first, single_precision]
 
 
 def overlapping(q, k, v, k2, v2):
@@ -200,7 +200,7 @@ def test_found_as_it_is_written(function: Callable[..., Any]) -> None:
     )
 
 
-QUICK = (overlapping, with_another_term, cut_along_queries)
+QUICK = (overlapping, with_another_term)
 
 
 @pytest.mark.parametrize(
