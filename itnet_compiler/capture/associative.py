@@ -114,7 +114,8 @@ def _agrees(operator: Callable[..., Any], combine: Body, samples: list[Tensor]) 
     for run in (operator, AssociativeScan(combine)._combined):
         leaves = [one.clone().requires_grad_() for one in samples]
         results = tree_leaves(run(*leaves))
-        slopes = torch.autograd.grad([one.sum() for one in results], leaves, materialize_grads=True, allow_unused=True)
+        ones = [torch.ones_like(one) for one in results]
+        slopes = torch.autograd.grad(results, leaves, ones, materialize_grads=True, allow_unused=True)
         found.append([*results, *slopes])
     count = len(samples) // 2
     kept = all(

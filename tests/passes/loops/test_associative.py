@@ -116,6 +116,27 @@ def test_other_precisions():
     torch.testing.assert_close(itnet.unify(model, x, copy=True)(x), model(x), rtol=3e-2, atol=3e-2)
 
 
+class Rotates(nn.Module):
+    """The linear recurrent unit (arXiv:2303.06349): a complex decay for each feature."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.size, self.angle = nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(6))
+
+    def forward(self, x):
+        decay = torch.polar(torch.sigmoid(self.size), self.angle).expand(x.shape)
+        return associative_scan(affine, (decay, x + 0j), dim=1, combine_mode="generic")[1].real
+
+
+def test_complex_decays():
+    model = Rotates()
+    unified = itnet.unify(model, torch.randn(3, 9, 6), copy=True)
+    (node,) = unified.integrals.values()
+    assert (node.origin, node.verification.status) == ("linear recurrence", "verified")
+    _check(unified, model, 9, 30)
+
+
 def test_an_infinite_first_decay_changes_nothing():
     class Given(nn.Module):
         def forward(self, a, b):
