@@ -137,6 +137,21 @@ def test_complex_decays():
     _check(unified, model, 9, 30)
 
 
+def test_leaves_given_from_outside_are_as_large_as_each_other():
+    class Given(nn.Module):
+        def forward(self, a, b):
+            return associative_scan(affine, (a, b), dim=2, combine_mode="generic")
+
+    unified = itnet.unify(Given(), (torch.rand(2, 3, 9, 5), torch.randn(2, 3, 9, 5)), copy=True)
+    assert len(unified.integrals) == 2
+    for sizes in ((2, 3, 9, 5), (4, 2, 12, 3)):
+        a, b = torch.rand(sizes), torch.randn(sizes)
+        torch.testing.assert_close(unified(a, b), Given()(a, b))
+    assert len(unified.report().to_dict()["variants"]) == 1
+    a, b = torch.rand(2, 3, 9, 1), torch.randn(2, 3, 9, 5)
+    torch.testing.assert_close(unified(a, b), Given()(a, b))
+
+
 def test_an_infinite_first_decay_changes_nothing():
     class Given(nn.Module):
         def forward(self, a, b):
