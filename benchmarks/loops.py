@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.associative_scan import associative_scan
 
 import itnet
 from benchmarks.measure import alternate, machine, table, typical
@@ -183,6 +184,17 @@ class LinearAttentionAlone(nn.Module):
         return torch.stack(outs, 1).flatten(2)
 
 
+class Associative(nn.Module):
+    """The recurrence of minGRU by ``torch``'s operator, gates as given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def combine(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return left[0] * right[0], right[0] * left[1] + right[1]
+
+        found: Tensor = associative_scan(combine, (torch.sigmoid(x), x), dim=1, combine_mode="generic")[1]
+        return found
+
+
 LOOPS: dict[str, type[nn.Module]] = {
     "moving average": Ema,
     "minGRU": MinGru,
@@ -194,6 +206,7 @@ LOOPS: dict[str, type[nn.Module]] = {
     "GRU by hand": Gru,
     "LSTM, normalised": Normalised,
     "sine": Nonlinear,
+    "associative scan": Associative,
 }
 # Products of one row and step, (rows of it, columns, results), and elementary functions in units of the width.
 ARITHMETIC: dict[str, tuple[list[tuple[int, int, int]], int]] = {
@@ -207,6 +220,7 @@ ARITHMETIC: dict[str, tuple[list[tuple[int, int, int]], int]] = {
     "GRU by hand": ([(1, WIDTH, 3 * WIDTH)] * 2, 3),
     "LSTM, normalised": ([(1, WIDTH, 4 * WIDTH)] * 2, 5),
     "sine": ([], 1),
+    "associative scan": ([], 1),
 }
 
 

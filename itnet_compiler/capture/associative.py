@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -52,7 +52,7 @@ def stand_in(original: Callable[..., Any], traced: Callable[[Any], bool]) -> Cal
     def call(operator: Any, leaves: Any, dim: int = 0, additional_inputs: Any = ()) -> Any:
         if dim == 0 and not additional_inputs and traced(leaves):
             combine = _traced(operator, leaves)
-            if combine is not None:
+            if combine is not None and _keeps_sizes(combine, leaves):
                 text = repr(combine)
                 _combinations[text] = combine
                 return list(torch.ops.itnet_leaf.associative_scan(list(leaves), text))
@@ -88,6 +88,13 @@ def _traced(operator: Callable[..., Any], leaves: Any) -> Body | None:
     return None
 
 
+def _keeps_sizes(combine: Body, leaves: Any) -> bool:
+    """Whether what becomes of two elements has their sizes; that it has is assumed of symbolic ones from now on."""
+    with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction(), torch.no_grad():
+        made = AssociativeScan(combine)._combined(*leaves, *leaves)
+        return all(one.shape == leaf.shape for one, leaf in zip(made, leaves, strict=True))
+
+
 def _samples(leaves: Any) -> list[Tensor]:
     """Two elements of each leaf, with small sizes that are equal where those of the leaves are."""
     small: dict[int, int] = {0: 0, 1: 1}
@@ -114,7 +121,8 @@ def _agrees(operator: Callable[..., Any], combine: Body, samples: list[Tensor]) 
     for run in (operator, AssociativeScan(combine)._combined):
         leaves = [one.clone().requires_grad_() for one in samples]
         results = tree_leaves(run(*leaves))
-        slopes = torch.autograd.grad([one.sum() for one in results], leaves, materialize_grads=True, allow_unused=True)
+        ones = [torch.ones_like(one) for one in results]
+        slopes = torch.autograd.grad(results, leaves, ones, materialize_grads=True, allow_unused=True)
         found.append([*results, *slopes])
     count = len(samples) // 2
     kept = all(

@@ -232,6 +232,7 @@ def test_every_spelling_serves_every_length(name: str) -> None:
     assert _labels(unified) == (["train"] if in_the_model else ["train", "train (any length from 9 on)"])
 
 
+@pytest.mark.exhaustive
 def test_a_model_of_many_parameters_is_for_any_length_too(monkeypatch) -> None:
     """Gradients that are too many to be held are compared by projections; where one is cut, that is seen."""
 

@@ -116,6 +116,42 @@ def test_other_precisions():
     torch.testing.assert_close(itnet.unify(model, x, copy=True)(x), model(x), rtol=3e-2, atol=3e-2)
 
 
+class Rotates(nn.Module):
+    """The linear recurrent unit (arXiv:2303.06349): a complex decay for each feature."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.size, self.angle = nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(6))
+
+    def forward(self, x):
+        decay = torch.polar(torch.sigmoid(self.size), self.angle).expand(x.shape)
+        return associative_scan(affine, (decay, x + 0j), dim=1, combine_mode="generic")[1].real
+
+
+def test_complex_decays():
+    model = Rotates()
+    unified = itnet.unify(model, torch.randn(3, 9, 6), copy=True)
+    (node,) = unified.integrals.values()
+    assert (node.origin, node.verification.status) == ("linear recurrence", "verified")
+    _check(unified, model, 9, 30)
+
+
+def test_leaves_given_from_outside_are_as_large_as_each_other():
+    class Given(nn.Module):
+        def forward(self, a, b):
+            return associative_scan(affine, (a, b), dim=2, combine_mode="generic")
+
+    unified = itnet.unify(Given(), (torch.rand(2, 3, 9, 5), torch.randn(2, 3, 9, 5)), copy=True)
+    assert len(unified.integrals) == 2
+    for sizes in ((2, 3, 9, 5), (4, 2, 12, 3)):
+        a, b = torch.rand(sizes), torch.randn(sizes)
+        torch.testing.assert_close(unified(a, b), Given()(a, b))
+    assert len(unified.report().to_dict()["variants"]) == 1
+    a, b = torch.rand(2, 3, 9, 1), torch.randn(2, 3, 9, 5)
+    torch.testing.assert_close(unified(a, b), Given()(a, b))
+
+
 def test_an_infinite_first_decay_changes_nothing():
     class Given(nn.Module):
         def forward(self, a, b):
