@@ -151,14 +151,16 @@ def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     operands, kept = saved[: len(saved) - count], saved[len(saved) - count :]
     initial, inputs, shared = operands[:count], operands[count : count + width], operands[count + width :]
     grads = list(grads[: len(grads) - count])
+    # The gradient of an empty list is one, whatever it would hold.
+    none = [[] if setting == [] else None for setting in ctx.settings]
     if torch.is_grad_enabled():  # the gradient is to be differentiated: through plain steps, by autograd
         groups = (initial, inputs, shared)
         problem = _problem(*groups, *ctx.settings)
         problem.check()
         found = differentiable_gradients(problem, grads, ctx.needs)
-        return found[:count], found[count : count + width], found[count + width :], None, None, None, None
+        return found[:count], found[count : count + width], found[count + width :], *none
     found = torch.ops.itnet.row_loop_backward(grads, list(kept), initial, inputs, shared, *ctx.settings)
-    return found[:count], found[count : count + width], found[count + width :], None, None, None, None
+    return found[:count], found[count : count + width], found[count + width :], *none
 
 
 def _once(ctx: Any, *gradients: Any) -> Any:
