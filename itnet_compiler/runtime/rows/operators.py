@@ -152,7 +152,7 @@ def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     initial, inputs, shared = operands[:count], operands[count : count + width], operands[count + width :]
     grads = list(grads[: len(grads) - count])
     # The gradient of an empty list is one, whatever it would hold.
-    none = [[] if setting == [] else None for setting in ctx.settings]
+    none: list[list[Any] | None] = [[] if setting == [] else None for setting in ctx.settings]
     if torch.is_grad_enabled():  # the gradient is to be differentiated: through plain steps, by autograd
         groups = (initial, inputs, shared)
         problem = _problem(*groups, *ctx.settings)
