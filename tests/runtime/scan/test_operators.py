@@ -126,7 +126,7 @@ def test_compiled_selective_scan_is_the_plain_one(sizes, dtype):
 @compiled
 @pytest.mark.parametrize("decay", [0, 1, 5])
 @pytest.mark.parametrize("delta", [False, True])
-@pytest.mark.parametrize("sizes", [(1, 1, 17), (2, 130, 16), (0, 3, 2), (2, 0, 3), (2, 4, 0)])
+@pytest.mark.parametrize("sizes", [(1, 1, 17), (2, 130, 16), (9, 19, 17), (0, 3, 2), (2, 0, 3), (2, 4, 0)])
 def test_compiled_matrix_scan_is_the_plain_one(sizes, delta, decay):
     from itnet_compiler.runtime.scan import cpu
 
@@ -230,15 +230,29 @@ def test_exp_is_exact_to_a_unit_in_the_last_place(dtype):
     assert torch.equal(found[rounded == torch.inf], rounded[rounded == torch.inf])
 
 
+SPREAD = {
+    **CALLS,
+    "selective, many": (ops.selective_scan, _selective(3, 100, 33, 4, torch.float32)),
+    "matrix, many": (_scan, _matrix(5, 3, time=21, keys=6, values=19, decay=6, delta=False)),
+    "sum, many": (_scan, _matrix(5, 3, time=21, keys=6, values=19, decay=0, delta=False)),
+}
+
+
 @compiled
-def test_the_result_does_not_depend_on_the_number_of_threads():
-    operands, before = _differentiable(_selective(3, 100, 33, 4, torch.float32)), torch.get_num_threads()
+@pytest.mark.parametrize("name", SPREAD)
+def test_the_result_does_not_depend_on_the_number_of_threads(name, monkeypatch):
+    from itnet_compiler.runtime.scan.cpu import compile as compiling
+
+    monkeypatch.setattr(compiling, "_WORTH", 1e-9)  # microseconds that a thread is woken for
+    (function, arguments), before = SPREAD[name], torch.get_num_threads()
     found = []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            y, last = ops.selective_scan(*operands)
-            found.append([y, last, *torch.autograd.grad([y.sum(), last.sum()], operands)])
+            operands = _differentiable(arguments)
+            results = function(*operands)
+            sum(one.abs().square().sum() for one in results).backward()
+            found.append([*results, *(one.grad for one in operands if isinstance(one, Tensor))])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
