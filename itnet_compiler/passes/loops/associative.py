@@ -6,7 +6,6 @@ source computes holds where the combination is associative, and is found out by 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from .core import Core
 from .emitter import Emitter
 from .equivalence import Replacement
 from .unrolled import NotALoop, key_of
+from .uses import pieces_of
 
 __all__ = ["Associative", "associative_scans"]
 
@@ -49,15 +49,7 @@ class Associative:
     @classmethod
     def read(cls, graph: Graph, node: Node) -> Associative:
         """The call at ``node``. Raises ``NotALoop`` where its results are used otherwise than one by one."""
-        if any(user.target is not operator.getitem for user in node.users):
-            raise NotALoop("the results of a scan are used as a whole", node)
-        pieces: dict[int, Node] = {}
-        for user in list(node.users):
-            first = pieces.setdefault(user.args[1], user)  # type: ignore[arg-type]
-            if first is not user:
-                user.replace_all_uses_with(first)
-                graph.erase_node(user)
-        return cls(node, Emitter(graph, node, node), pieces)
+        return cls(node, Emitter(graph, node, node), pieces_of(graph, node))
 
     def build(self, realise: Callable[[Core, Emitter], list[Node] | None]) -> Replacement | None:
         """Make its nodes; None, with nothing made, where ``realise`` does not know the core."""

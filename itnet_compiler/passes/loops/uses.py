@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from ..match import op_name
-from .unrolled import Unrolled
+from .unrolled import NotALoop, Unrolled
 
-__all__ = ["Collector", "Piece", "Uses", "find_uses"]
+__all__ = ["Collector", "Piece", "Uses", "find_uses", "pieces_of"]
 
 
 @dataclass(frozen=True)
@@ -117,3 +118,19 @@ def _piece(items: Any, start: int, spots: dict[Node, tuple[int, int]]) -> Piece 
     while start + count < len(items) and spots.get(items[start + count]) == (first + count * by, place):
         count += 1
     return Piece(place, first, by, count)
+
+
+def pieces_of(graph: Graph, scan: Node) -> dict[int, Node]:
+    """The results of a call of ``scan`` that are used, by number, each taken by one node from now on.
+
+    Raises ``NotALoop`` where they are used otherwise than one by one.
+    """
+    if any(user.target is not operator.getitem for user in scan.users):
+        raise NotALoop("the results of a scan are used as a whole", scan)
+    pieces: dict[int, Node] = {}
+    for user in list(scan.users):
+        first = pieces.setdefault(user.args[1], user)  # type: ignore[arg-type]
+        if first is not user:
+            user.replace_all_uses_with(first)
+            graph.erase_node(user)
+    return pieces
