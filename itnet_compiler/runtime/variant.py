@@ -139,7 +139,24 @@ class Variant:
         if not symbolic <= {*self.capture.guards.dynamic} or not self.capture.guards.fit(shapes):
             return False
         least, most = self.tried[0 if torch.is_grad_enabled() else 1]
-        return all(least <= shapes[index][axis] <= most for index, axis in self.spots)
+        if not all(least <= shapes[index][axis] <= most for index, axis in self.spots):
+            return False
+        small = {spot: shapes[spot[0]][spot[1]] for spot in self.capture.guards.dynamic if spot not in symbolic}
+        return self._has_seen({spot: size for spot, size in small.items() if size < 2})
+
+    def _has_seen(self, small: dict[tuple[int, int], int]) -> bool:
+        """Whether the graph was right in every trial with these sizes of 0 and 1, and there was one."""
+        if not small:
+            return True
+        if not self.spots:
+            return self.trusted.get(tuple(small.items()), False)
+        grad = torch.is_grad_enabled()
+        found = [
+            right
+            for (with_grad, _, shapes), right in self.trusted.items()
+            if (with_grad or not grad or not right) and all(shapes[i][axis] == n for (i, axis), n in small.items())
+        ]
+        return bool(found) and all(found)
 
     @property
     def mode(self) -> str:

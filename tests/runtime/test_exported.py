@@ -101,6 +101,47 @@ def test_a_loop_is_compiled_once_for_the_lengths_that_were_run():
     assert len(graphs) == 1
 
 
+class Lonely(nn.Module):
+    """What it computes doubles where a batch has one example."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        y = self.block(x)
+        return y * 2 if x.shape[0] == 1 else y
+
+
+@pytest.mark.parametrize("tried", [False, True])
+@pytest.mark.parametrize("way", ["compile", "export", "strict export"])
+@pytest.mark.parametrize("block", ["attention", "loop"])
+def test_a_branch_on_a_batch_of_one_is_kept(block, way, tried):
+    torch._dynamo.reset()
+    model = Lonely(Layers() if block == "attention" else Written())
+    unified = itnet.unify(model, X)
+    x = torch.randn(1, X.shape[1], 6)
+    if tried:
+        torch.testing.assert_close(unified(x), model(x))
+    if way == "compile":
+        function = torch.compile(unified, backend="eager")
+    else:
+        function = torch.export.export(unified, (x,), strict=way == "strict export").module()
+    torch.testing.assert_close(function(x), model(x))
+
+
+@pytest.mark.parametrize("block", ["attention", "loop"])
+def test_a_batch_of_one_is_exported_as_rewritten_once_it_was_run(block):
+    model, name = (Layers(), "scaled_dot_product") if block == "attention" else (Written(), "itnet")
+    unified = itnet.unify(model, X)
+    x = torch.randn(1, X.shape[1], 6)
+    assert not any(name in operator for operator in operators(torch.export.export(unified, (x,))))
+    unified(x)
+    program = torch.export.export(unified, (x,))
+    assert any(name in operator for operator in operators(program))
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
 class Layers(nn.Module):
     """A network that is the same for any size, as written."""
 
