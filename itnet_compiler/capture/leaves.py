@@ -183,30 +183,39 @@ def leaves_installed() -> Iterator[None]:
 
 def restore_leaf(node: Node) -> bool:
     """Put the operator back into ``node``, if it is a leaf recorded by a capture. Returns whether it was one."""
-    for leaf in LEAVES:
-        if node.target is leaf.custom:
-            node.target = leaf.operator
-            return True
-    for known in known_functions():
-        if node.target is _operator_of(known):
-            *arguments, place = node.args
-            module, name = str(place).split(":")
-            function = operator.attrgetter(name)(sys.modules[module])
-            node.target, node.args = KnownCall(known, function), tuple(arguments)
-            return True
-    return associative.restore(node)
+    return _restored(node, _recorded())
 
 
 def restore_leaves(module: GraphModule) -> int:
     """``restore_leaf`` for a whole graph and those nested in it (``no_grad`` blocks); how many leaves there were."""
-    count = 0
+    count, recorded = 0, _recorded()
     for nested in module.modules():
         if isinstance(nested, GraphModule):
-            found = sum(restore_leaf(node) for node in nested.graph.nodes)
+            found = sum(_restored(node, recorded) for node in nested.graph.nodes)
             if found:
                 nested.recompile()
             count += found
     return count
+
+
+def _recorded() -> dict[OpOverload, Leaf | KnownFunction]:
+    """What the custom operators stand for."""
+    known = {_operator_of(function): function for function in known_functions()}
+    return {leaf.custom: leaf for leaf in LEAVES} | known
+
+
+def _restored(node: Node, recorded: dict[OpOverload, Leaf | KnownFunction]) -> bool:
+    found = recorded.get(node.target) if isinstance(node.target, OpOverload) else None
+    if found is None:
+        return associative.restore(node)
+    if isinstance(found, Leaf):
+        node.target = found.operator
+        return True
+    *arguments, place = node.args
+    module, name = str(place).split(":")
+    function = operator.attrgetter(name)(sys.modules[module])
+    node.target, node.args = KnownCall(found, function), tuple(arguments)
+    return True
 
 
 def _replace() -> None:

@@ -1,7 +1,7 @@
 """Long loops noticed when they begin: tracing a thousand steps takes a minute, tracing sixteen says as much.
 
 A Python loop over an axis asks for its size as a plain number. While ``long_loops_refused()`` is active that question
-ends the trace, if it is asked in a line with ``for`` or ``range`` and the answer is large. The line is a hint and no
+ends the trace, if it is asked in a line that looks like a loop and the answer is large. The line is a hint and no
 more: whoever catches ``LongLoop`` traces shorter examples, and the whole where those do not do.
 """
 
@@ -20,7 +20,8 @@ __all__ = ["LongLoop", "long_loops_refused"]
 
 # More steps than this make a loop long.
 _LONG = 64
-_LOOPS = re.compile(r"\b(for|range)\b")
+# A loop, or a list with a place for every step: ``[None] * steps``.
+_LOOPS = re.compile(r"\b(for|range)\b|\] *\*|\* *\[")
 
 
 class LongLoop(BaseException):

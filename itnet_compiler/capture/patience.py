@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,10 @@ class OutOfTime(BaseException):
 
 @contextlib.contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raise ``OutOfTime`` at a question about sizes once this thread has worked for ``seconds`` in the block."""
+    """Raise ``OutOfTime`` at a question about sizes once this thread has worked for ``seconds`` in the block.
+
+    Not where all but the first axes have been fixed by then: tracing again with those alone would take as long.
+    """
     if seconds is None:
         yield
         return
@@ -30,8 +34,11 @@ def limited(seconds: float | None) -> Iterator[None]:
     original = ShapeEnv.evaluate_expr
 
     def evaluate(self: ShapeEnv, *args: Any, **kwargs: Any) -> Any:
+        nonlocal deadline
         if threading.get_ident() == thread and time.thread_time() > deadline:
-            raise OutOfTime
+            if _has_inner_sizes(self):
+                raise OutOfTime
+            deadline = math.inf
         return original(self, *args, **kwargs)
 
     ShapeEnv.evaluate_expr = evaluate  # type: ignore[method-assign]
@@ -39,3 +46,11 @@ def limited(seconds: float | None) -> Iterator[None]:
         yield
     finally:
         ShapeEnv.evaluate_expr = original  # type: ignore[method-assign]
+
+
+def _has_inner_sizes(environment: ShapeEnv) -> bool:
+    """Whether the size of an axis other than the first one is still symbolic."""
+    axes = {
+        symbol: getattr(sources[0], "idx", None) for symbol, sources in environment.var_to_sources.items() if sources
+    }
+    return any(axes.get(free) for symbol in axes for free in environment.replace(symbol).free_symbols)

@@ -20,6 +20,7 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import TracerBase
 
 from ..ir.mode import Autocast, Block, Grad, Inference, Mode
+from .source_frames import user_frames
 
 __all__ = ["inline_regions", "modes_recorded"]
 
@@ -109,8 +110,14 @@ def _wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
 
 
 def _stamped(original: Callable[..., Any], tracer: Any, *args: Any, **kwargs: Any) -> Node:
-    node: Node = original(tracer, *args, **kwargs)
+    with_source, tracer.record_stack_traces = tracer.record_stack_traces, False
+    try:
+        node: Node = original(tracer, *args, **kwargs)
+    finally:
+        tracer.record_stack_traces = with_source
     node.meta["mode"] = _here.mode
+    if with_source and not node.stack_trace:
+        node.stack_trace = user_frames()
     return node
 
 

@@ -24,6 +24,17 @@ class Unbound(nn.Module):
         return total
 
 
+class Kept(nn.Module):
+    """Makes a place for every step first, with a length that it has asked for before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.shape[0]
+        states = [x[0]] * steps
+        for step in range(1, steps):
+            states[step] = states[step - 1] + x[step]
+        return torch.stack(states)
+
+
 class Sized(nn.Module):
     """Asks for the size, but loops over nothing."""
 
@@ -32,7 +43,7 @@ class Sized(nn.Module):
         return x / size
 
 
-@pytest.mark.parametrize("kind", [Summed, Unbound])
+@pytest.mark.parametrize("kind", [Summed, Unbound, Kept])
 def test_a_long_loop_ends_the_trace_and_says_its_length(kind: type[nn.Module]) -> None:
     with pytest.raises(LongLoop) as caught, long_loops_refused():
         export(kind(), (torch.randn(70, 2),), dynamic_shapes=({0: Dim.AUTO},), strict=False)
