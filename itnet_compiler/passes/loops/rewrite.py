@@ -144,7 +144,7 @@ class Rewrite:
     def _late(self, index: int) -> Node:
         """A carried value that is one step late: the initial one, then all but the last."""
         initial, source = self.rolled.initial[index], self._all_steps(self.rolled.carried[index])
-        kept = self.emit("aten.slice.Tensor", source, 0, 0, self.loop.steps - 1, 1)
+        kept = self.emit("aten.slice.Tensor", source, 0, 0, -1, 1)
         return self.emit("aten.cat.default", [self.emit("aten.unsqueeze.default", initial, 0), kept], 0)
 
     def _is_timed(self, ref: Ref) -> bool:
