@@ -1,4 +1,4 @@
-"""``make gpu``: the tests marked ``gpu``, the overhead table and learned kernels on a CUDA device.
+"""``make gpu``: the tests marked ``gpu``, the overhead table, loops and learned kernels on a CUDA device.
 
 python -m benchmarks.gpu [--quick]
 """
@@ -26,12 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status == 5:  # pytest's word for "no test was selected"
         print("There are no tests marked gpu.")
         status = 0
-    from benchmarks import kernel, overhead
+    from benchmarks import kernel, loops, overhead
 
     warnings.simplefilter("ignore")
     found = overhead.rows(compiled=not options.quick, seconds=5.0 if options.quick else 20.0, device="cuda")
     print(f"\nTime of the original and of the unified model ({machine()}, batch 2)\n")
     print(table(overhead.HEADER, found))
+    recurrent = [loops.row(name, 256, 0.5, 0, device="cuda") for name in loops.LOOPS]
+    print(f"\nLoops of 256 steps, batch {loops.BATCH}, width {loops.WIDTH} ({machine()})\n")
+    print(table([*loops.HEADER, *loops.MORE], recurrent))
     learned = [line for length in (1024, 4096) for line in kernel.rows(length, 5.0, device="cuda")]
     print(f"\nA learned kernel ({machine()})\n")
     print(table(kernel.HEADER, learned))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.associative_scan import associative_scan
 
 import itnet
-from benchmarks.measure import alternate, machine, table, typical
+from benchmarks.measure import alternate, machine, table, typical, waiting
 
 BATCH, WIDTH = 8, 128
 HEADER = ("loop", "runs as", "as written ms", "unified ms", "ratio", "training ms", "unified ms", "ratio", "limit ms")
@@ -250,9 +250,9 @@ def steps(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Callable[[], obje
     return forward, train
 
 
-def row(name: str, length: int, seconds: float, patience: float, method: str = "") -> list[str]:
+def row(name: str, length: int, seconds: float, patience: float, method: str = "", device: str = "cpu") -> list[str]:
     """One line of the table."""
-    model, x = example(name, length)
+    model, x = (part.to(device) for part in example(name, length))
     start = time.perf_counter()
     unified = itnet.unify(model, x)
     took = time.perf_counter() - start
@@ -260,7 +260,7 @@ def row(name: str, length: int, seconds: float, patience: float, method: str = "
         itnet.lower(unified, method=method)
     cells: list[str] = []
     for written, other in zip(steps(model, x), steps(unified, x), strict=True):
-        times = [typical(each) for each in alternate([written, other], seconds=seconds)]
+        times = [typical(each) for each in alternate([written, other], seconds=seconds, sync=waiting(x))]
         cells += [*(f"{1e3 * each:.2f}" for each in times), f"{times[0] / times[1]:.2f}"]
     runs = ", ".join(sorted({f"{node.origin} ({node.plan.lowering})" for node in unified.integrals.values()}))
     line = [name, runs, *cells, _limit(name, x, seconds), f"{took:.1f}"]
@@ -269,8 +269,8 @@ def row(name: str, length: int, seconds: float, patience: float, method: str = "
 
 def _limit(name: str, x: Tensor, seconds: float) -> str:
     products, functions = ARITHMETIC[name]
-    rows, target, numbers = x.shape[0] * x.shape[1], torch.empty_like(x), torch.randn(functions, *x.shape)
-    pairs = [(torch.randn(rows * each, columns), torch.randn(columns, out)) for each, columns, out in products]
+    rows, target, numbers = x.shape[0] * x.shape[1], torch.empty_like(x), x.new_ones(functions, *x.shape)
+    pairs = [(x.new_ones(rows * each, columns), x.new_ones(columns, out)) for each, columns, out in products]
     made = torch.empty_like(numbers)
     sums = [left.new_empty(left.shape[0], right.shape[1]) for left, right in pairs]
 
@@ -280,7 +280,7 @@ def _limit(name: str, x: Tensor, seconds: float) -> str:
         torch.exp(numbers, out=made)
         target.copy_(x)
 
-    (times,) = alternate([least], seconds=seconds / 4)
+    (times,) = alternate([least], seconds=seconds / 4, sync=waiting(x))
     return f"{1e3 * typical(times):.2f}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-__all__ = ["alternate", "arguments", "machine", "table", "typical"]
+__all__ = ["alternate", "arguments", "machine", "table", "typical", "waiting"]
 
 # Seconds that each contestant runs for in a round, at least.
 _SHORTEST = 5e-3
@@ -51,6 +51,11 @@ def alternate(
             sync()
             times[index].append((time.perf_counter() - start) / calls)
     return times
+
+
+def waiting(tensor: torch.Tensor) -> Callable[[], None] | None:
+    """What waits for work on the device of ``tensor``; None where calls return when they are done."""
+    return torch.cuda.synchronize if tensor.is_cuda else None
 
 
 def typical(times: Sequence[float]) -> float:

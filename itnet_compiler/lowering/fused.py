@@ -1,7 +1,7 @@
-"""Lowering ``fused``: all steps of a loop over rows in one operator, in machine code on the CPU.
+"""Lowering ``fused``: all steps of a loop over rows in one operator, machine code on the CPU and Triton on a GPU.
 
-The operator is found by name: it is registered when the package is imported. It takes float32 tensors on the CPU; all
-others, and those whose sizes do not fit the step, run as in the library's lowering.
+The operator is found by name: it is registered when the package is imported. It takes float32 tensors; all others, and
+those whose sizes do not fit the step, run as in the library's lowering, and recurrent layers on a GPU too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Fused"]
 class Fused(Lowering):
     """Loops whose step treats every row of a batch alone, recurrent layers among them that were written out.
 
-    The default where it can run, and llvmlite is installed.
+    The default where it can run, and llvmlite or Triton is installed.
     """
 
     name = "fused"
@@ -41,10 +41,10 @@ class Fused(Lowering):
     def supports(self, spec: Spec) -> Support:
         if not isinstance(spec.kernel, (Gated, Loop)):
             return Support((f"the {type(spec.kernel).__name__} kernel is no loop",))
-        if importlib.util.find_spec("llvmlite") is None:
-            return Support(("llvmlite is not installed",))
+        if not _devices():
+            return Support(("neither llvmlite nor triton is installed",))
         if isinstance(spec.kernel, Gated):
-            return Support(refusals(spec))
+            return Support(refusals(spec) if "cpu" in _devices() else ("llvmlite is not installed",))
         found = _step(spec.kernel)
         return Support() if isinstance(found, RowStep) else Support(found)
 
@@ -59,9 +59,15 @@ class Fused(Lowering):
         assert isinstance(kernel, Loop)
         step, other = _step(kernel), library(spec)
         assert isinstance(step, RowStep)
-        text = f"# float32 on the CPU: machine code of the step\n{step.program.describe()}\n# else\n{other.text}"
+        text = f"# float32: one operator with this step\n{step.program.describe()}\n# else\n{other.text}"
         scope = {"run_loop": _runner(kernel, step, other.function)}
         return Lowered(spec.operands, f"run_loop({roles})", scope, text=text)
+
+
+def _devices() -> tuple[str, ...]:
+    """Types of devices for which steps can be compiled."""
+    compilers = {"cpu": "llvmlite", "cuda": "triton"}
+    return tuple(device for device, package in compilers.items() if importlib.util.find_spec(package) is not None)
 
 
 @lru_cache(maxsize=256)
@@ -105,13 +111,13 @@ def _close(one: Tensor, other: Tensor) -> bool:
 def _runner(kernel: Loop, step: RowStep, other: Callable[..., Any]) -> Callable[..., Any]:
     """What runs operands: the operator where they fit it."""
     text, count, kept = str(step.program), len(kernel.body.carried), len(kernel.body.outputs)
-    shapes = {item.name: item.shape for item in step.program.inputs}
+    shapes, devices = {item.name: item.shape for item in step.program.inputs}, _devices()
 
     def fits(initial: Sequence[Tensor], inputs: Sequence[Tensor], shared: Sequence[Tensor]) -> bool:
-        tensors = (*initial, *inputs, *shared)
-        if any(one.dtype != torch.float32 or one.device.type != "cpu" for one in tensors):
+        device = initial[0].device.type
+        if any(one.dtype != torch.float32 or one.device.type != device for one in (*initial, *inputs, *shared)):
             return False
-        if torch.is_autocast_enabled("cpu"):  # products are in half precision there
+        if device not in devices or torch.is_autocast_enabled(device):  # products are in half precision there
             return False
         lead = tuple(initial[0].shape[:-1])
         for letters, group in (("h", initial), ("x", inputs), ("rw", shared)):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from ...ir.pair.program import Program
 from ...ir.row_reverse import irregular
 from ..registering import keep_nothing, outside_dynamo, register
+from ..tiled.backends import available
 from .drive import Runner, backward, forward
 from .plain import Plain, differentiable_gradients
 from .problem import CHUNK, Problem
@@ -37,17 +36,17 @@ def _problem(
 
 def _runner(problem: Problem) -> type[Runner]:
     tensors = (*problem.initial, *problem.inputs, *problem.shared)
-    fits = all(one.dtype == torch.float32 and one.device.type == "cpu" for one in tensors)
-    if not (fits and _has_llvm()) or problem.rows == 0 or irregular(problem.program, len(problem.initial)):
+    device = problem.initial[0].device.type
+    alike = all(one.dtype == torch.float32 and one.device.type == device for one in tensors)
+    if not (alike and available(device)) or problem.rows == 0 or irregular(problem.program, len(problem.initial)):
         return Plain
-    from .native import Native
+    if device == "cpu":
+        from .native import Native
 
-    return Native
+        return Native
+    from .gpu import Gpu, fits
 
-
-@cache
-def _has_llvm() -> bool:
-    return importlib.util.find_spec("llvmlite") is not None
+    return Gpu if fits(problem.program, len(problem.initial)) else Plain
 
 
 def row_loop(

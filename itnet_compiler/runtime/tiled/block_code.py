@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ...ir.pair.program import PAIR, QUERY, SHARED, Program, Shape
 from .block_products import Products, products
 
-__all__ = ["SMALL", "BlockCode", "padded", "squeezed", "unsupported"]
+__all__ = ["SMALL", "BlockCode", "elementwise", "literal", "padded", "squeezed", "unsupported"]
 
 # Matrices with a side up to this are multiplied element by element; tensor cores take 16 and more.
 SMALL = 4
@@ -56,6 +56,21 @@ _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="
 _SHAPES = {"reshape", "expand"}
 _LOWEST = 'float("-inf")'
 _OTHER = {"input", "constant", "where", "linear", "sum", "amax"}
+
+
+def literal(number: float) -> str:
+    """A number as Triton takes it."""
+    return repr(number) if math.isfinite(number) else f'float("{number}")'
+
+
+def elementwise(op: str, args: Sequence[str]) -> str | None:
+    """The expression of an elementwise primitive of these expressions; None where there is none."""
+    if op in _COMPARE:
+        return f"tl.where({args[0]} {_COMPARE[op]} {args[1]}, 1.0, 0.0)"
+    if op == "where":
+        return f"tl.where({args[0]} != 0.0, {args[1]}, {args[2]})"
+    text = _UNARY.get(op) or _BINARY.get(op)
+    return text and text.format(*args)
 
 
 def squeezed(shape: Shape) -> Shape:
@@ -184,8 +199,7 @@ class BlockCode:
     def _expression(self, number: int) -> str:
         value = self.program.values[number]
         if value.op == "constant":
-            number_ = float(value.attrs[0])  # type: ignore[arg-type]
-            return repr(number_) if math.isfinite(number_) else f'float("{number_}")'
+            return literal(float(value.attrs[0]))  # type: ignore[arg-type]
         if value.op in _SHAPES:
             return self._with_axis(value.args[0], number)
         if value.op in ("sum", "amax"):
@@ -195,12 +209,9 @@ class BlockCode:
             if value.op == "sum":
                 return f"tl.sum({self.cleared(source, '0.0')}, 2)"
             return f"tl.max({self.cleared(source, _LOWEST)}, 2)"
-        args = [self._with_axis(arg, number) for arg in value.args]
-        if value.op in _COMPARE:
-            return f"tl.where({args[0]} {_COMPARE[value.op]} {args[1]}, 1.0, 0.0)"
-        if value.op == "where":
-            return f"tl.where({args[0]} != 0.0, {args[1]}, {args[2]})"
-        return (_UNARY | _BINARY)[value.op].format(*args)
+        text = elementwise(value.op, [self._with_axis(arg, number) for arg in value.args])
+        assert text is not None
+        return text
 
     def _with_axis(self, arg: int, number: int) -> str:
         """An argument as it broadcasts with a value: blocks without axis get one of size 1."""

@@ -8,15 +8,10 @@ three products of TF32 numbers on tensor cores. Sums have a fixed order.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.util
 import math
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +19,25 @@ from torch import Tensor
 from ...ir.pair.adjoint import Adjoint, adjoint
 from ...ir.pair.program import QUERY, SHARED, SOURCE, Program
 from ...ir.pair.split import Stages, stages
-from ...settings import CODE, cache_directory, debug
+from ..device import device_of
 from .block_code import unsupported
 from .block_kernels import PRELUDE, Kind, Reverse, backward_text, forward_text, shared_room
 from .block_sizes import Launch, blocks
 from .evaluated import evaluated
-from .files import write_whole
+from .files import module_of
 from .problem import Gradients, Problem
 
-__all__ = ["backward", "code", "forward", "kernels", "precision", "refusals", "reverse_programs", "wanted_of"]
+__all__ = [
+    "backward",
+    "code",
+    "forward",
+    "kernels",
+    "precision",
+    "precision_of_products",
+    "refusals",
+    "reverse_programs",
+    "wanted_of",
+]
 
 
 def refusals(problem: Problem) -> tuple[str, ...]:
@@ -74,7 +79,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     normaliser = problem.value.new_empty((batch, problem.queries, heads) if problem.normalise else (0,))
     kernel = kernels(forward_text(problem.core, kind)).forward
     launch = Launch(kernel, problem.core, "forward", precision(problem), problem.queries, problem.value)
-    with _on(problem.value):
+    with device_of(problem.value):
         rows = packed.rows(problem, problem.core, given)
         launch(batch, (*rows, output, normaliser, *packed.numbers(problem)))
     return output.transpose(1, 2), normaliser.transpose(1, 2) if problem.normalise else normaliser
@@ -102,7 +107,7 @@ def backward(problem: Problem, found: Adjoint, output: Tensor, normaliser: Tenso
         kernel = written.backward_query if side == QUERY else written.backward_source
         launch = Launch(kernel, plan.program, what, precision(problem), count, problem.value)
         common = problem.value.new_zeros((launch.programs() * problem.batch, shared_room(plan.reverse)))
-        with _on(problem.value):
+        with device_of(problem.value):
             given_rows = packed.rows(problem, plan.program, given)
             grads = (grad, level, slope, rows, common if side == QUERY else value)
             launch(problem.batch, (*given_rows, *grads, *packed.numbers(problem)))
@@ -185,29 +190,18 @@ def _kind(problem: Problem) -> Kind:
 
 def precision(problem: Problem) -> str:
     """How float32 numbers are multiplied as matrices; of no effect on half precision, which tensor cores take."""
-    return "tf32x3" if problem.half or torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32x3" if problem.half else precision_of_products()
+
+
+def precision_of_products() -> str:
+    """How Triton multiplies matrices of float32 numbers: three products of TF32 numbers where torch may use TF32."""
+    return "tf32x3" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @lru_cache(maxsize=256)
 def kernels(text: str) -> ModuleType:
-    """The Triton functions of a source text, kept in a file so that Triton finds and caches them."""
-    text = PRELUDE + text
-    name = "itnet_tiled_" + hashlib.sha256(text.encode()).hexdigest()[:32]
-    file = cache_directory() / "tiled" / f"{name}.py"
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        write_whole(file, text.encode())
-        debug(CODE, "%s", text)
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    """The Triton functions of a source text."""
+    return module_of("tiled", PRELUDE + text)
 
 
 @dataclass(frozen=True)

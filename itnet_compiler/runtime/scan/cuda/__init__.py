@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
 
+from ...device import device_of
 from .. import eager
 from . import kernels
 
@@ -20,10 +18,6 @@ ENTRIES = {"selective": 1024, "selective_backward": 512, "matrix": 1024, "matrix
 CHUNK = 64
 # A multiply and an add may be one instruction, as on the CPU; not left to a default that changes between versions.
 _FUSED = {"enable_fp_fusion": True}
-
-
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def block_sizes(kernel: str, states: int, width: int) -> tuple[int, int]:
@@ -45,7 +39,7 @@ def linear_scan(decay: Tensor, input: Tensor, initial: Tensor | None, reverse: b
         decay = decay.reshape(decay.shape[0], -1).contiguous()
         strides = (decay.shape[1] * (decay.shape[0] > 1), int(decay.shape[1] > 1))
         grid, given = (triton.cdiv(width, COLUMNS),), input.contiguous()
-        with _on(input):
+        with device_of(input):
             kernels.linear[grid](decay, given, state, states, time, width, *strides, reverse, COLUMNS, **_FUSED)
     laid_out = torch.empty_like(input)
     return states if laid_out.stride() == states.stride() else laid_out.copy_(states), state
@@ -66,7 +60,7 @@ def selective_scan(
     y = torch.zeros_like(inputs[0])
     block, padded = block_sizes("selective", states, channels)
     if y.numel():
-        with _on(u):
+        with device_of(u):
             kernels.selective[(triton.cdiv(channels, block), batch)](
                 inputs[0],
                 inputs[1],
@@ -105,7 +99,7 @@ def selective_scan_backward(
     dB, dC = (u.new_zeros((batch, blocks, time, states)) for _ in range(2))
     room = [u.new_empty((batch, count, channels, states)) for count in (triton.cdiv(time, CHUNK), CHUNK)]
     if u.numel():
-        with _on(u):
+        with device_of(u):
             kernels.selective_backward[(blocks, batch)](
                 *inputs[:3], A.contiguous(), *inputs[3:], initial.contiguous(), dstate, *room, du, ddelta, dA, dB, dC,
                 channels, time, states, CHUNK, block, padded, **_FUSED,
@@ -128,7 +122,7 @@ def matrix_scan(
     if y.numel():
         given = (query if beta is None else beta, query if decay is None else decay)
         decays = 0 if decay is None else decay.shape[2]
-        with _on(query):
+        with device_of(query):
             kernels.matrix[(triton.cdiv(values, block), rows)](
                 query,
                 key,
@@ -176,7 +170,7 @@ def matrix_scan_backward(
     decays = 0 if decay is None else decay.shape[2]
     if value.numel():
         given = (query if beta is None else beta, query if decay is None else decay)
-        with _on(query):
+        with device_of(query):
             kernels.matrix_backward[(blocks, rows)](
                 grad, query, key, value, *given, start, dstate, *room, dq, dk, dv, dbeta, each,
                 time, keys, values, decays, CHUNK, beta is not None, block, padded, **_FUSED,
