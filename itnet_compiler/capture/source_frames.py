@@ -35,7 +35,7 @@ def user_frames() -> str | None:
 
 @functools.cache
 def _is_shown(file: str) -> bool:
-    return not file.startswith((_TORCH, _HERE, "<string>", "<frozen", "<eval_with_key>"))
+    return not file.startswith((_TORCH, _HERE, "<frozen", "<eval_with_key>"))
 
 
 def _shown(frame: tuple[str, int, str]) -> str:

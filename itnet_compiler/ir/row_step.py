@@ -13,7 +13,7 @@ from typing import Any
 
 from .body import Call, Progression, Ref, refs_of
 from .loop import Loop
-from .pair.aten import OPERATORS, Number, Refusal
+from .pair.aten import BOOLEAN, OPERATORS, Number, Refusal
 from .pair.builder import Builder
 from .pair.program import PAIR, SHARED, Program, without_dead_values
 
@@ -56,14 +56,18 @@ class _Reader:
         self.known: dict[Ref, Any] = {}
         self.rank = 0
         self.shared: dict[int, tuple[int, ...]] = {}
+        self.masks: set[Ref] = set()
         self._inputs(kernel)
 
     def _inputs(self, kernel: Loop) -> None:
         shapes = dict(kernel.shapes)
         for role, kind in (("initial", "carry"), ("inputs", "step"), ("shared", "shared")):
             for index, found in enumerate(shapes.get(role, ())):
-                if not isinstance(found, tuple) or found[1] != "float":
-                    raise NotRows("an operand is no tensor of floats")
+                is_mask = isinstance(found, tuple) and found[1] == "bool" and kind != "carry"
+                if not isinstance(found, tuple) or not (is_mask or found[1] == "float"):
+                    raise NotRows("an operand is neither a tensor of floats nor a mask")
+                if is_mask:
+                    self.masks.add(Ref(kind, index))
                 shape = list(found[0])
                 if kind == "step":
                     del shape[kernel.axes[index]]
@@ -75,9 +79,14 @@ class _Reader:
                 self.rank = self.rank or len(shape)
                 if len(shape) != self.rank:
                     raise NotRows("operands have several numbers of axes")
-                self.known[Ref(kind, index)] = self.b.input(f"{_KINDS[kind]}{index}", PAIR, (shape[-1],))
+                ref = Ref(kind, index)
+                self.known[ref] = self._given(ref, self.b.input(f"{_KINDS[kind]}{index}", PAIR, (shape[-1],)))
         if self.rank < 2:
             raise NotRows("there is no axis of rows")
+
+    def _given(self, ref: Ref, value: int) -> int:
+        """An input; masks are given as numbers."""
+        return self.b.elementwise("ne", value, self.b.constant(0.0)) if ref in self.masks else value
 
     def read(self) -> RowStep:
         """The program."""
@@ -86,6 +95,8 @@ class _Reader:
         carried, outputs = (list(map(self._row, refs)) for refs in (self.body.carried, self.body.outputs))
         if not carried:
             raise NotRows("nothing is carried")
+        if any(map(self._is_mask, (*carried, *outputs))):
+            raise NotRows("a mask is carried or kept")
         for index, value in enumerate(carried):
             if self.b.shape(value) != self.b.shape(self.known[Ref("carry", index)]):
                 raise NotRows("a carried value changes its width")
@@ -114,10 +125,20 @@ class _Reader:
             return found
         shape = self.shared[value.index]
         if len(shape) == self.rank:
-            return Number(self.b.input(f"r{value.index}", PAIR, shape[-1:]))
+            return Number(self._given(value, self.b.input(f"r{value.index}", PAIR, shape[-1:])))
         if len(shape) > 1:
             raise NotRows("a shared matrix is no factor of a product")
-        return Number(self.b.input(f"w{value.index}", SHARED, shape))
+        return Number(self._given(value, self.b.input(f"w{value.index}", SHARED, shape)))
+
+    def _is_mask(self, value: int) -> bool:
+        return self.b.values[value].op in BOOLEAN
+
+    def _number(self, value: Any) -> int:
+        """A row of numbers, or one number; a mask is zeros and ones."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return Number(self.b.constant(value))
+        found = self._row(value)
+        return Number(self.b.elementwise("real", found) if self._is_mask(found) else found)
 
     def _matrix(self, value: Any) -> int:
         if not isinstance(value, Ref) or value.kind != "shared" or len(self.shared[value.index]) != 2:
@@ -143,6 +164,13 @@ class _Reader:
         if any(isinstance(value, Progression) for value in call.args):
             raise NotRows("a number changes with the step")
         args = [Number(self._row(value)) if isinstance(value, Ref) else value for value in call.args]
+        masks = [isinstance(value, Ref) and self._is_mask(arg) for value, arg in zip(call.args, args, strict=True)]
+        if call.name in _OF_MASKS and not all(masks):
+            raise NotRows(f"{call.name} of numbers")
+        if any(masks) and call.name not in _OF_MASKS:
+            if all(masks):
+                raise NotRows(f"{call.name} of masks alone")
+            args = [self._number(value) if isinstance(value, Ref) else value for value in call.args]
         kwargs = dict(call.kwargs)
         if any(True for _ in refs_of(tuple(kwargs.values()))):
             raise NotRows(f"{call.name} with a value by name")
@@ -201,6 +229,19 @@ class _Reader:
             raise NotRows("what is shared is joined to a row")
         return Number(self.b.cat([self._row(part) for part in parts], 0))
 
+    def where(self, mask: Any, chosen: Any, other: Any) -> int:
+        """Entries of one value where the mask says so, else of another."""
+        condition = self._row(mask)
+        if not self._is_mask(condition):
+            raise NotRows("a choice by what is no mask")
+        return Number(self.b.where(condition, self._number(chosen), self._number(other)))
+
+    def masked_fill(self, x: Any, mask: Any, number: Any) -> int:
+        """A number where the mask says so."""
+        if isinstance(number, Ref):
+            raise NotRows("a filling that is no number")
+        return self.where(mask, number, x)
+
     def same(self, x: Any) -> int:
         """The value itself."""
         return Number(self._row(x))
@@ -219,11 +260,14 @@ _RULES: dict[str, Rule] = {
     "getitem": _Reader.getitem,
     "slice": _Reader.slice,
     "cat": _Reader.cat,
+    "where": _Reader.where,
+    "masked_fill": _Reader.masked_fill,
     "clone": _Reader.same,
     "contiguous": _Reader.same,
 }
-# Entry by entry, in floats. What makes truth values is not among them: they have a dtype of their own.
-_ELEMENTWISE = set(
+# Entry by entry: of masks, and all.
+_OF_MASKS = set("logical_not bitwise_not logical_and bitwise_and __and__ logical_or bitwise_or __or__".split())
+_ELEMENTWISE = _OF_MASKS | set(
     "neg abs exp log sqrt rsqrt reciprocal sin cos tanh sigmoid erf relu detach maximum minimum mul add sub rsub div"
-    " pow square gelu silu softplus leaky_relu elu hardtanh clamp".split()
+    " pow square gelu silu softplus leaky_relu elu hardtanh clamp lt le gt ge eq ne".split()
 )

@@ -96,6 +96,7 @@ def _agrees(kernel: Loop, step: RowStep) -> bool:
     named = {item.name: letters[item.name[0]][int(item.name[1:])] for item in step.program.inputs}
     lead = given["initial"][0].dim() - 1
     for name, one in named.items():
+        named[name] = one = one.double()  # a mask is given as numbers
         if name[0] == "w":
             named[name] = one.reshape(*(1,) * lead, *one.shape)
         elif one.dim() != lead + 1:
@@ -112,10 +113,12 @@ def _runner(kernel: Loop, step: RowStep, other: Callable[..., Any]) -> Callable[
     """What runs operands: the operator where they fit it."""
     text, count, kept = str(step.program), len(kernel.body.carried), len(kernel.body.outputs)
     shapes, devices = {item.name: item.shape for item in step.program.inputs}, _devices()
+    kinds = [shape[1] for _, group in kernel.shapes for shape in group if isinstance(shape, tuple)]
+    dtypes, masked = [torch.bool if kind == "bool" else torch.float32 for kind in kinds], "bool" in kinds
 
     def fits(initial: Sequence[Tensor], inputs: Sequence[Tensor], shared: Sequence[Tensor]) -> bool:
-        device = initial[0].device.type
-        if any(one.dtype != torch.float32 or one.device.type != device for one in (*initial, *inputs, *shared)):
+        device, tensors = initial[0].device.type, (*initial, *inputs, *shared)
+        if any(one.dtype != dtype or one.device.type != device for one, dtype in zip(tensors, dtypes, strict=True)):
             return False
         if device not in devices or torch.is_autocast_enabled(device):  # products are in half precision there
             return False
@@ -135,6 +138,8 @@ def _runner(kernel: Loop, step: RowStep, other: Callable[..., Any]) -> Callable[
         steps = kernel.length if kernel.length is not None else inputs[0].shape[kernel.axes[0]]
         if steps == 0 or not fits(initial, inputs, shared):
             return other(initial, inputs, shared)
+        if masked:
+            inputs, shared = ([one.float() for one in group] for group in (inputs, shared))
         found = torch.ops.itnet.row_loop(initial, inputs, shared, text, kernel.axes, kernel.stacked, steps)
         outputs, lasts = found[:kept], found[kept : kept + count]
         finals = [

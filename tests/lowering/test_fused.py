@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import itnet
 from itnet_compiler.ir.body import Body, Call, Progression, Ref
 from itnet_compiler.ir.domain import Past
 from itnet_compiler.ir.gated import GATES, Gated
@@ -102,6 +103,10 @@ H, X, W, FIRST = Ref("carry", 0), Ref("step", 0), Ref("shared", 0), Ref("local",
         ((Call("aten.matmul.default", (H, W)),), "not with a matrix that all steps share"),
         ((Call("aten.softplus.default", (H,)),), "no vector form of"),
         ((Call("aten.slice.Tensor", (H, 1, 0, 2)),), "changes its width"),
+        ((Call("aten.gt.Tensor", (H, X)),), "a mask is carried"),
+        ((Call("aten.logical_not.default", (H,)),), "logical_not of numbers"),
+        ((Call("aten.gt.Tensor", (H, X)), Call("aten.add.Tensor", (FIRST, FIRST))), "add of masks alone"),
+        ((Call("aten.where.self", (H, H, X)),), "a choice by what is no mask"),
     ],
 )
 def test_what_is_more_than_rows_is_refused_with_its_reason(calls, reason):
@@ -114,3 +119,46 @@ def test_what_is_more_than_rows_is_refused_with_its_reason(calls, reason):
     support = FUSED.supports(spec)
     assert not support.ok
     assert reason in support.reasons[0]
+
+
+class Padded(torch.nn.Module):
+    """Sequences of several lengths: a row keeps its state once its sequence has ended."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.cell = way, torch.nn.Linear(9, 5)
+
+    def forward(self, x, lengths):
+        h, states = x.new_zeros(x.shape[0], 5), []
+        mask = torch.arange(x.shape[1]) < lengths[:, None]
+        for t in range(x.shape[1]):
+            new = torch.sin(self.cell(torch.cat([x[:, t], h], -1)))
+            if self.way == "given":
+                h = torch.where(mask[:, t, None], new, h)
+            elif self.way == "counted":
+                h = torch.where((t < lengths)[:, None], new, h)
+            elif self.way == "filled":
+                h = new.masked_fill(~mask[:, t, None], 0.25)
+            elif self.way == "as numbers":
+                h = (new > 0) * new + mask[:, t, None] * h
+            else:
+                h = torch.where((new > h) & mask[:, t, None], new, 0.5)
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+@pytest.mark.parametrize("way", ["given", "counted", "filled", "as numbers", "compared"])
+def test_masks_are_part_of_a_row(way):
+    torch.manual_seed(0)
+    model, x, lengths = Padded(way), torch.randn(3, 8, 4), torch.tensor([8, 1, 5])
+    unified = itnet.unify(model, (x, lengths))
+    (node,) = unified.integrals.values()
+    assert (node.origin, node.plan.lowering) == ("loop", "fused")
+    for batch, length in ((3, 8), (7, 11)):
+        x, lengths = torch.randn(batch, length, 4, requires_grad=True), torch.randint(0, length + 1, (batch,))
+        results = []
+        for one in (unified, model):
+            made = one(x, lengths)
+            pull = torch.linspace(-1, 1, made.numel()).view(made.shape)
+            results.append([made, *torch.autograd.grad(made, [x, *model.parameters()], pull)])
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

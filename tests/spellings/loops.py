@@ -556,6 +556,20 @@ class Masked(MinGru):
         return torch.stack(outs, 1)
 
 
+@_loop("loop", inputs=lambda steps: (torch.randn(B, steps, I), 0.5 + 0.3 * torch.arange(B)))
+class Ended(_Gated):
+    """Sequences of several lengths, told by the number of the step."""
+
+    gates = 1
+
+    def forward(self, x, ends):
+        ends, h, outs = (ends * x.shape[1]).long(), x.new_zeros(x.shape[0], H), []
+        for t in range(x.shape[1]):
+            h = torch.where((t < ends)[:, None], torch.tanh(self.x(x[:, t]) + self.h(h)), h)
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
 @_loop("linear recurrence", "linear recurrence")
 class Cascade(nn.Module):
     """One average of another, and what it was one step before."""

@@ -9,7 +9,7 @@ from typing import Any
 from .builder import Builder, broadcast
 from .program import SHARED
 
-__all__ = ["OPERATORS", "Refusal"]
+__all__ = ["BOOLEAN", "OPERATORS", "Refusal"]
 
 
 class Refusal(Exception):
@@ -71,6 +71,7 @@ for _op in ("maximum", "minimum"):
     OPERATORS[f"aten.{_op}.default"] = _binary(_op)
 for _op, _name in (("and", "logical_and.default"), ("or", "logical_or.default")):
     OPERATORS[f"aten.{_name}"] = OPERATORS[f"aten.bitwise_{_op}.Tensor"] = _binary(_op)
+    OPERATORS[f"aten.__{_op}__.Tensor"] = OPERATORS[f"aten.{_name}"]
 
 
 @_entry("aten.mul.Tensor", "aten.mul.Scalar")
@@ -185,10 +186,10 @@ def _full_like(b: Builder, x: int, number: float, **_: Any) -> int:
 def _copy(b: Builder, x: int, dtype: Any = None, **_: Any) -> int:
     if dtype is not None and not dtype.is_floating_point:
         raise Refusal(f"a cast to {str(dtype).removeprefix('torch.')}; pair functions compute in floating point")
-    return b.elementwise("real", x) if b.values[x].op in _BOOLEAN else x
+    return b.elementwise("real", x) if b.values[x].op in BOOLEAN else x
 
 
-_BOOLEAN = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
+BOOLEAN = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
 
 
 # -- Shapes ------------------------------------------------------------------------------------------------------

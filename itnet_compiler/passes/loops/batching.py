@@ -17,7 +17,7 @@ from torch import Tensor
 from ...ir.body import Call, Progression, Ref, function_named, refs_of
 from ..operators import POINTWISE
 
-__all__ = ["Lifted", "Types", "batched"]
+__all__ = ["Lifted", "Types", "batched", "counts_steps"]
 
 Types = Callable[[Ref], Any]
 
@@ -72,7 +72,7 @@ def batched(call: Call, types: Types, timed: Callable[[Ref], bool], steps: int) 
         return None  # what is the same for all steps at once forward need not be so backward
     given = (*call.args, *(value for _, value in call.kwargs))
     if any(_holds_progression(value) for value in given):
-        return None
+        return _compared(_Step(call, types, timed, steps)) if counts_steps(call) else None
     if any(timed(ref) for ref in refs_of(tuple(value for _, value in call.kwargs))):
         return None
     if call.target != "getitem":
@@ -87,6 +87,30 @@ def _holds_progression(value: Any) -> bool:
     if isinstance(value, tuple):
         return any(_holds_progression(item) for item in value)
     return isinstance(value, Progression)
+
+
+_COMPARISONS = frozenset(f"aten.{name}.Scalar" for name in ("lt", "le", "gt", "ge", "eq", "ne"))
+
+
+def counts_steps(call: Call) -> bool:
+    """Whether a call compares a tensor with the number of the step (``t < lengths``): whole numbers, so it is exact."""
+    if call.target not in _COMPARISONS or call.kwargs or not isinstance(call.args[1], Progression):
+        return False
+    number = call.args[1]
+    return (
+        isinstance(call.args[0], Ref) and number.over is None and all(type(n) is int for n in (number.start, number.by))
+    )
+
+
+def _compared(step: _Step) -> Call | None:
+    value, number = step.call.args
+    found = step.types(value)
+    if not isinstance(found, Tensor) or found.is_floating_point() or found.is_complex() or number.by == 0:
+        return None
+    bounds = number.start, number.start + step.steps * number.by, number.by
+    each = Call("aten.arange.start_step", bounds, (("device", found.device),))
+    column = Call("aten.view.default", (each, (-1, *(1,) * found.dim())))
+    return Call(step.call.target.replace("Scalar", "Tensor"), (value, column))
 
 
 # Pointwise in name, but an argument is no tensor of values, there are several results, or an axis has a meaning.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...ir.body import Body, Ref, refs_of
-from .batching import Types, batched
+from .batching import Types, batched, counts_steps
 
 __all__ = ["Fission", "split"]
 
@@ -47,7 +47,8 @@ def _before(body: Body, types: Types, steps: int) -> tuple[set[int], set[int]]:
         for index, call in enumerate(body.calls):
             refs = list(refs_of(call))
             known = all(timed(ref) or ref.kind == "shared" for ref in refs)
-            if known and any(map(timed, refs)) and batched(call, types, timed, steps) is not None:
+            varies = any(map(timed, refs)) or counts_steps(call)
+            if known and varies and batched(call, types, timed, steps) is not None:
                 found.add(index)
         more = {index for index, ref in enumerate(body.carried) if timed(ref)} - shifted
         shifted |= more

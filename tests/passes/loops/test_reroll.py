@@ -71,8 +71,8 @@ def test_a_loop_is_one_node(name: str) -> None:
     assert counts[0] == counts[1]
 
 
-# A loop that is given nothing counts its steps where they are free: a size and a range.
-COUNTING = {("Teacher", 256): 2, ("Teacher", 1024): 2}
+# A loop that counts its steps asks for their number where it is free; one that is given nothing makes a range too.
+COUNTING = {("Teacher", 256): 2, ("Teacher", 1024): 2, ("Ended", 256): 1, ("Ended", 1024): 1}
 
 
 @pytest.mark.exhaustive
