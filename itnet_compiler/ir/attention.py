@@ -35,9 +35,8 @@ class Attention(Kernel):
     has NaN weights, as in the formula. A ``sink`` is a further score of every query, whose weight goes to no value: it
     adds exp(sink) to the denominator ("Efficient Streaming Language Models with Attention Sinks", 2023). Scores that
     are used elsewhere too, or are no products, are given: without queries and keys s is 0, and the first step adds
-    ``scores``. A step
-    ``mix`` sums over heads ("Talking-Heads Attention", 2020): ``labels`` are those of the softmax, and mixed heads have
-    other labels before (``first``) or behind it (``last``).
+    ``scores``. A step ``mix`` sums over heads ("Talking-Heads Attention", 2020): ``labels`` are those of the softmax,
+    and mixed heads have other labels before (``first``) or behind it (``last``).
 
     Attributes:
         query: Layout of the operand; empty where the scores are given.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +17,11 @@ from torch.fx import Graph, GraphModule, Node
 from ...ir.body import Body, Call, Ref
 from ...ir.mode import mode_of
 from ..effects import is_random, written_arguments
+from .called import Called
 from .core import Core
 from .emitter import Emitter
 from .equivalence import Replacement
 from .unrolled import NotALoop, key_of
-from .uses import pieces_of
 
 __all__ = ["Given", "given_loops", "program"]
 
@@ -32,27 +31,10 @@ def given_loops(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if str(node.target) == "scan" and node.op == "call_function"]
 
 
-@dataclass
-class Given:
-    """One call of ``scan``: ``scan(step, initial, inputs, shared)`` → final carries, then outputs stacked on axis 0.
-
-    Attributes:
-        node: The call.
-        emit: Makes the nodes that take its place.
-        pieces: Its results that are used, by number.
-    """
-
-    node: Node
-    emit: Emitter
-    pieces: dict[int, Node]
-
-    @classmethod
-    def read(cls, graph: Graph, node: Node) -> Given:
-        """The call at ``node``. Raises ``NotALoop`` where its results are used otherwise than one by one."""
-        return cls(node, Emitter(graph, node, node), pieces_of(graph, node))
+class Given(Called):
+    """One call of ``scan``: ``scan(step, initial, inputs, shared)`` → final carries, then outputs stacked on axis 0."""
 
     def build(self, realise: Callable[[Core, Emitter], list[Node] | None]) -> Replacement | None:
-        """Make its nodes; None, with nothing made, where ``realise`` does not know the core."""
         core, order = self._core()
         made = realise(core, self.emit)
         if made is None:
@@ -67,12 +49,9 @@ class Given:
         return Replacement([self.node, *self.pieces.values()], self.emit.made, results)
 
     def commit(self, replacement: Replacement) -> None:
-        """Let everything use the new nodes."""
-        for old, new in replacement.results:
-            old.replace_all_uses_with(new)
-            old.graph.erase_node(old)
+        """Let everything use the new nodes; the step goes too where nothing else calls it."""
         step = self.node.args[0]
-        self.node.graph.erase_node(self.node)
+        super().commit(replacement)
         if isinstance(step, Node) and not step.users:
             step.graph.erase_node(step)
 
@@ -108,7 +87,9 @@ class Given:
             [0] * len(outputs),
             mode=mode_of(self.node),
         )
-        core.types = self._types(core)
+        first = [self.emit.run(lambda value: value.select(0, 0), node) for node, _ in core.inputs]
+        before, kept = ([node.meta["val"] for node in nodes] for nodes in (core.initial, core.shared))
+        core.types = self._types(body, before, first, kept)
         return core, [*outputs, *finals]
 
     def _as_long(self, one: Node, first: Node) -> Node:
@@ -116,20 +97,6 @@ class Given:
         if key_of(one.meta["val"])[2][0] == key_of(first.meta["val"])[2][0]:
             return one
         return self.emit("aten.slice.Tensor", one, 0, 0, self.emit("aten.sym_size.int", first, 0), 1)
-
-    def _types(self, core: Core) -> dict[Ref, Any]:
-        known = {
-            "carry": tuple(node.meta["val"] for node in core.initial),
-            "step": tuple(self.emit.run(lambda value: value.select(0, 0), node) for node, _ in core.inputs),
-            "shared": tuple(node.meta["val"] for node in core.shared),
-        }
-        found = {Ref(kind, index): value for kind, values in known.items() for index, value in enumerate(values)}
-        made = self.emit.run(lambda: core.body.run(0, known["carry"], known["step"], known["shared"]))
-        found |= {Ref("local", index): value for index, value in enumerate(made)}
-        for index, ref in enumerate(core.body.carried):
-            if key_of(found[ref]) != key_of(found[Ref("carry", index)]):
-                raise NotALoop("a carried value begins with another size or type than it has later", self.node)
-        return found
 
 
 def program(module: GraphModule, carries: int, inputs: int) -> tuple[list[Call], list[Ref]]:

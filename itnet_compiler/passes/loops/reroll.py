@@ -29,6 +29,7 @@ from ..journal import Entry, Journal
 from ..operators import CUMULATIVE, MIXING, RECURRENCES, operator_name
 from .affine import as_scans
 from .associative import Associative, associative_scans
+from .called import Called
 from .cells import as_layer
 from .core import Core
 from .emitter import Emitter, drop_dead
@@ -61,7 +62,7 @@ def reroll(graph: Graph, journal: Journal, *, verify: bool, name: Callable[[str]
         name: Makes a unique name for an integral out of what it is called.
     """
     refused: dict[Node, NotALoop] = {}
-    given: list[tuple[Node, type[Given | Associative], tuple[Way, ...]]] = [
+    given: list[tuple[Node, type[Called], tuple[Way, ...]]] = [
         *((node, Given, _ways()) for node in given_loops(graph)),
         *((node, Associative, (as_scans,)) for node in associative_scans(graph)),
     ]
@@ -187,7 +188,7 @@ def _rewrite(
 
 
 def _rewrite_given(
-    given: Given | Associative, ways: tuple[Way, ...], journal: Journal, verify: bool, name: Callable[[str], str]
+    given: Called, ways: tuple[Way, ...], journal: Journal, verify: bool, name: Callable[[str], str]
 ) -> None:
     node, note = given.node, "nothing can run its core"
     for way in ways:
