@@ -17,14 +17,14 @@ def pytest_collection_finish() -> None:
 
 # Files of which ``make test`` takes every nth case of each test; ``make test-all`` takes all.
 SAMPLED = {
-    "integration/test_adapters.py": 2,
-    "integration/test_precision.py": 3,
-    "integration/test_timm.py": 2,
-    "integration/test_transformers.py": 2,
-    "integration/test_wrapping.py": 3,
+    "integration/test_adapters.py": 3,
+    "integration/test_precision.py": 4,
+    "integration/test_timm.py": 3,
+    "integration/test_transformers.py": 3,
+    "integration/test_wrapping.py": 4,
     "passes/rules/test_linear_attention.py": 2,
     "passes/rules/test_long_convolution.py": 2,
-    "passes/rules/test_matrix_state.py": 3,
+    "passes/rules/test_matrix_state.py": 4,
     "test_hard.py": 2,
     "test_traps.py": 2,
 }

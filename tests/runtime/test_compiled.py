@@ -153,9 +153,12 @@ def test_the_compiler_is_given_the_integrals_not_what_they_were_written_as(model
     torch.testing.assert_close(exported(x), model(x))
 
 
+LONG = pytest.mark.exhaustive
+
+
 @pytest.mark.foreign
-@pytest.mark.parametrize("name", ["bert", "gpt2", "vit_b_16", "mobilenet_v3_small"])
-@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit_b_16", pytest.param("mobilenet_v3_small", marks=LONG)])
+@pytest.mark.parametrize("grad", [True, pytest.param(False, marks=LONG)])
 def test_no_graph_break_on_foreign_networks(name, grad):
     torch._dynamo.reset()
     model, args, kwargs = foreign.build(name)
