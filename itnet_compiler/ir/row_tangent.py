@@ -9,7 +9,7 @@ alone; where they meet in sums (of a normalisation) these count as constants. Th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -57,11 +57,13 @@ class Unitwise:
     Attributes:
         program: The step; its outputs, then an output for each of ``entries``, of the width of the carried value.
         entries: (i, j): of carried value i with respect to j, for those that may not be zero.
+        groups: The carried values in an order in which each group depends on itself and on groups before it.
         diagonals: The inputs that the program has besides those of the step.
     """
 
     program: Program
     entries: tuple[tuple[int, int], ...]
+    groups: tuple[tuple[int, ...], ...]
     diagonals: tuple[Diagonal, ...]
 
 
@@ -88,27 +90,56 @@ def directional(program: Program, carried: Carried) -> Program:
 
 @lru_cache(maxsize=256)
 def unitwise(program: Program, carried: Carried) -> Unitwise:
-    """The step with its derivatives unit by unit. Carried values meet where they have one width."""
+    """The step with its derivatives unit by unit. Carried values meet where they have one width.
+
+    Where one depends on another through matrices alone, and that one on it, the former is left out: it is one entry of
+    a row of the matrix, and without it (h and c of an LSTM) the values are solved one after the other, not together.
+    """
     b = Builder.of(program)
+    diagonals: dict[str, Diagonal] = {}
+    entries = _entries(program, carried, b, diagonals)
+    groups, dropped = _groups(len(carried), entries.keys(), _entries(program, carried, b, None).keys())
+    kept = {pair: number for pair, number in entries.items() if pair not in dropped}
+    whole = without_dead_values(b.program([*program.outputs, *kept.values()]))
+    used = {item.name for item in whole.inputs}
+    return Unitwise(whole, tuple(kept), groups, tuple(one for one in diagonals.values() if one.name in used))
+
+
+def _entries(
+    program: Program, carried: Carried, b: Builder, diagonals: dict[str, Diagonal] | None
+) -> dict[tuple[int, int], int]:
+    """Derivatives by (of, with respect to); without ``diagonals`` those that go through no matrix."""
     numbers = {item.name: item.number for item in program.inputs}
     widths = [program.values[program.outputs[place]].size for _, place in carried]
-    diagonals: dict[str, Diagonal] = {}
     entries: dict[tuple[int, int], int] = {}
     for column, (name, _) in enumerate(carried):
         if name not in numbers:
             continue
         tangents = _Unitwise(program, b, widths[column], diagonals)
-        one = b.expand(b.constant(1.0), b.shape(numbers[name]))
-        tangents.known[numbers[name]] = one
+        tangents.known[numbers[name]] = b.expand(b.constant(1.0), b.shape(numbers[name]))
         tangents.run()
         for row, (_, place) in enumerate(carried):
             found = tangents.known.get(program.outputs[place])
             if found is not None and widths[row] == widths[column]:
                 entries[row, column] = b.reshape(found, (widths[row],))
-    whole = without_dead_values(b.program([*program.outputs, *entries.values()]))
-    used = {item.name for item in whole.inputs}
-    kept = tuple(diagonal for diagonal in diagonals.values() if diagonal.name in used)
-    return Unitwise(whole, tuple(entries), kept)
+    return entries
+
+
+def _groups(
+    count: int, entries: Iterable[tuple[int, int]], direct: Collection[tuple[int, int]]
+) -> tuple[tuple[tuple[int, ...], ...], set[tuple[int, int]]]:
+    """Groups of values that depend on each other, those first that depend on no later one, and entries left out."""
+    needs = {row: {row} for row in range(count)}
+    dropped = set()
+    for row, column in sorted(entries, key=lambda pair: (pair not in direct, pair)):
+        if (row, column) not in direct and row in needs[column] and column not in needs[row]:
+            dropped.add((row, column))
+            continue
+        for known in needs.values():
+            if row in known:
+                known |= needs[column]
+    groups = {tuple(other for other in range(count) if other in needs[row] and row in needs[other]) for row in needs}
+    return tuple(sorted(groups, key=lambda group: (len(needs[group[0]]), group))), dropped
 
 
 class _Directional:
@@ -199,7 +230,7 @@ class _Directional:
 class _Unitwise(_Directional):
     """Tangents with respect to the same unit: entry e of a value belongs to unit e mod ``units``, or it has none."""
 
-    def __init__(self, program: Program, b: Builder, units: int, diagonals: dict[str, Diagonal]) -> None:
+    def __init__(self, program: Program, b: Builder, units: int, diagonals: dict[str, Diagonal] | None) -> None:
         super().__init__(program, b)
         self.units, self.diagonals = units, diagonals
 
@@ -223,6 +254,8 @@ class _Unitwise(_Directional):
         if transposed:
             matrix = b.values[matrix.args[0]]
         if matrix.op != "input" or not self._fits(rows, columns) or b.shape(t) != (columns,):
+            return None
+        if self.diagonals is None:
             return None
         units = self.units
         shape = rows // units, columns // units, units

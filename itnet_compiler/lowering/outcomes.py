@@ -16,19 +16,24 @@ class Outcome:
 
     Attributes:
         steps: Length of the loop.
-        iterations: How many were made.
-        residual: The last one, in the units that the lowering states.
-        converged: Whether it was small enough; if not, the steps were run one by one.
+        iterations: How many were made, the most in any window where the loop is solved in several.
+        residual: The last one, in the units that the lowering states, likewise.
+        alone: Steps that were run one by one, since the iterations did not converge for them.
     """
 
     steps: int
     iterations: int
     residual: float
-    converged: bool
+    alone: int = 0
+
+    @property
+    def converged(self) -> bool:
+        """Whether no step had to be run by itself."""
+        return not self.alone
 
     def __str__(self) -> str:
         found = f"{self.steps} steps, {self.iterations} iterations, residual {self.residual:.1e}"
-        return found if self.converged else f"{found}: not converged, so the steps were run one by one"
+        return found if self.converged else f"{found}: not converged, so {self.alone} steps were run one by one"
 
 
 def record(key: str, outcome: Outcome) -> None:

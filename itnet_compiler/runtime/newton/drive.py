@@ -7,6 +7,7 @@ reverse step of a row loop is that recurrence, so the same method solves it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,7 +22,7 @@ from ...lowering.outcomes import Outcome, record
 from ...settings import NEAR_MISSES, debug
 from ..rows.drive import Runner, collect
 from ..rows.problem import Problem, flat
-from .solve import Solution, solve
+from .solve import Solution, solve, window
 
 __all__ = ["backward", "forward"]
 
@@ -91,19 +92,45 @@ def _all_steps(
     tolerance: float,
     key: str,
 ) -> Solution:
-    shared = _shared(problem, program)
-    found = solve(program, carried, streams, shared, states, problem.length, tolerance)
-    outcome = Outcome(problem.length, found.iterations, found.residual, found.converged)
+    """Window after window; what does not converge there is run step by step."""
+    shared, solutions = _shared(problem, program), []
+    size, alone = window(problem.rows, sum(one.shape[-1] for one in states)), 0
+    for first in range(0, problem.length, size):
+        length = min(size, problem.length - first)
+        part = {name: one[first : first + length] for name, one in streams.items()}
+        found = solve(program, carried, part, shared, states, length, tolerance)
+        if not found.converged:
+            alone += length
+            found = _one_by_one(runner, problem, program, carried, part, states, length, found)
+        states = [found.outputs[place][-1:] for _, place in carried]
+        solutions.append(found)
+    worst = max(solutions, key=lambda each: (math.isnan(each.residual), each.residual))
+    outcome = Outcome(problem.length, max(each.iterations for each in solutions), worst.residual, alone)
     record(key, outcome)
-    if found.converged:
-        return found
-    debug(NEAR_MISSES, "newton: %s", outcome)
-    written = [
-        states[0].new_empty((problem.length, problem.rows, program.values[number].size)) for number in program.outputs
-    ]
+    if alone:
+        debug(NEAR_MISSES, "newton: %s", outcome)
+    if len(solutions) == 1:
+        return solutions[0]
+    before = [torch.cat(parts) for parts in zip(*(each.before for each in solutions), strict=True)]
+    outputs = [torch.cat(parts) for parts in zip(*(each.outputs for each in solutions), strict=True)]
+    return Solution(outcome.iterations, outcome.residual, tuple(before), tuple(outputs))
+
+
+def _one_by_one(
+    runner: type[Runner],
+    problem: Problem,
+    program: Program,
+    carried: Carried,
+    streams: Mapping[str, Tensor],
+    states: Sequence[Tensor],
+    length: int,
+    found: Solution,
+) -> Solution:
+    """The same steps by a runner, with what was found about the iterations."""
+    written = [states[0].new_empty((length, problem.rows, program.values[number].size)) for number in program.outputs]
     lasts = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in states]
     starts = [one.contiguous() for one in states]
     steps = runner(problem, program, carried, tuple(range(len(written))))
-    steps.run(dict(streams), written, starts, lasts, length=problem.length)
+    steps.run(dict(streams), written, starts, lasts, length=length)
     before = [torch.cat([one, written[place][:-1]]) for one, (_, place) in zip(starts, carried, strict=True)]
     return Solution(found.iterations, found.residual, tuple(before), tuple(written))

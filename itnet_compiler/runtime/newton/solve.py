@@ -4,8 +4,8 @@ The states h_1 … h_T are the root of h_t − f(h_{t−1}, x_t). An iteration e
 together, r_t = f(h_{t−1}, x_t) − h_t, and adds the solution of δ_t = J_t δ_{t−1} + r_t (DEER, arXiv:2309.12252,
 equation 5). After k iterations the first k states are exact, whatever stands for J_t; for wide states only its entries
 unit by unit do (quasi-DEER, arXiv:2407.19115, section 3.2). Where an iterate overflows, the last one before it is gone
-on from, with Jacobians scaled to a norm of at most 1, as are those unit by unit always; this takes the place of the
-trust region of ELK (ibid., section 3.3).
+on from, with Jacobians scaled to a norm of at most 1 from then on, as they are in the second half of the iterations;
+this takes the place of the trust region of ELK (ibid., section 3.3).
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from ...ir.pair.program import Program
 from ...ir.row_tangent import TANGENT, Carried, directional, unitwise, with_diagonals
 from .affine import block_scan, diagonal_scan, matrix_scan
 
-__all__ = ["Solution", "iterations_allowed", "solve"]
+__all__ = ["Solution", "iterations_allowed", "solve", "window"]
 
-# Numbers in the states of one row up to which Jacobians are whole, and numbers in all Jacobians together.
-_WHOLE_STATES, _WHOLE_NUMBERS = 16, 2**22
+# Numbers in the states of one row up to which Jacobians are whole.
+_WHOLE_STATES = 16
+# Numbers in all states, or whole Jacobians, that are solved for together, where that leaves as many steps.
+_NUMBERS, _LEAST_STEPS = 2**22, 64
 
 # What solves δ_t = J_t δ_{t−1} + r_t, given r for each carried value and whether Jacobians are scaled.
 System = Callable[[Sequence[Tensor], bool], list[Tensor]]
@@ -58,6 +60,11 @@ class Solution:
 def iterations_allowed(length: int) -> int:
     """As many as leave a loop of ``length`` steps that does not converge little slower than step by step."""
     return min(length, 8 + length // 8) + 1
+
+
+def window(rows: int, states: int) -> int:
+    """Steps to solve for together, so that memory is bounded; ``states`` numbers are carried by each row."""
+    return max(_LEAST_STEPS, _NUMBERS // (rows * states * (states if states <= _WHOLE_STATES else 1)))
 
 
 def solve(
@@ -101,6 +108,7 @@ def solve(
         else:  # the next one starts where this one did
             scaled, iterate = True, finite
             continue
+        scaled = scaled or iteration >= limit // 2
         change = system(residuals, scaled)
         iterate = [old + step for old, step in zip(iterate, change, strict=True)]
     return Solution(iteration, error)
@@ -126,7 +134,7 @@ def _evaluation(
     places: int,
     states: int,
 ) -> Callable[[Sequence[Tensor]], tuple[list[Tensor], System]]:
-    whole = states <= _WHOLE_STATES and places * states * states <= _WHOLE_NUMBERS
+    whole = states <= _WHOLE_STATES and places * states * states <= _NUMBERS
     return (_whole if whole else _by_units)(program, carried, streams, shared)
 
 
@@ -175,32 +183,47 @@ def _by_units(
         entries = dict(zip(found.entries, made[count:], strict=True))
 
         def system(residuals: Sequence[Tensor], scaled: bool) -> list[Tensor]:
-            change: dict[int, Tensor] = {}
-            for group in _groups([one.shape[-1] for one in residuals]):
-                change |= zip(group, _solved(entries, group, [residuals[place] for place in group]), strict=True)
-            return [change[place] for place in range(len(residuals))]
+            return _solved(entries, found.groups, residuals, scaled)
 
         return made[:count], system
 
     return evaluate
 
 
-def _groups(widths: Sequence[int]) -> list[list[int]]:
-    """Places of equal widths."""
-    return [[place for place, each in enumerate(widths) if each == width] for width in dict.fromkeys(widths)]
-
-
 def _solved(
-    entries: Mapping[tuple[int, int], Tensor], group: Sequence[int], residuals: Sequence[Tensor]
+    entries: Mapping[tuple[int, int], Tensor],
+    groups: Sequence[Sequence[int]],
+    residuals: Sequence[Tensor],
+    scaled: bool,
+) -> list[Tensor]:
+    """The recurrence, group after group, a block of each group for each unit."""
+    change: dict[int, Tensor] = {}
+    for group in groups:
+        offsets = []
+        for row in group:
+            offset = residuals[row]
+            for column, earlier in change.items():
+                if (row, column) in entries:
+                    factor = entries[row, column].expand_as(offset)
+                    offset = torch.cat([offset[:1], torch.addcmul(offset[1:], factor[1:], earlier[:-1])])
+            offsets.append(offset)
+        change |= zip(group, _solved_together(entries, group, offsets, scaled), strict=True)
+    return [change[place] for place in range(len(residuals))]
+
+
+def _solved_together(
+    entries: Mapping[tuple[int, int], Tensor], group: Sequence[int], offsets: Sequence[Tensor], scaled: bool
 ) -> Sequence[Tensor]:
-    """The recurrence of carried values of one width, a block of them for each unit, its norm limited to 1."""
-    like = residuals[0]
-    parts = [[entries.get((row, column)) for column in group] for row in group]
-    if all(part is None for line in parts for part in line):
-        return residuals
-    blocks = [[like.new_zeros(()) if part is None else part for part in line] for line in parts]
+    like = offsets[0]
     if len(group) == 1:
-        return [diagonal_scan(blocks[0][0].expand_as(like).clamp(-1.0, 1.0), like)]
-    wide = torch.stack([torch.stack([part.expand_as(like) for part in line], 1) for line in blocks], 1)
-    wide = wide / wide.abs().sum(2).amax(1).clamp_min(1.0)[:, None, None]
-    return block_scan(wide, torch.stack(list(residuals), 1)).unbind(1)
+        own = entries.get((group[0], group[0]))
+        if own is None:
+            return offsets
+        own = own.expand_as(like)
+        return [diagonal_scan(own.clamp(-1.0, 1.0) if scaled else own, like)]
+    none = like.new_zeros(())
+    blocks = [[entries.get((row, column), none).expand_as(like) for column in group] for row in group]
+    wide = torch.stack([torch.stack(line, 1) for line in blocks], 1)
+    if scaled:
+        wide = wide / wide.abs().sum(2).amax(1).clamp_min(1.0)[:, None, None]
+    return block_scan(wide, torch.stack(list(offsets), 1)).unbind(1)

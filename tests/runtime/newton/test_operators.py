@@ -12,7 +12,7 @@ from itnet_compiler.ir.loop import Loop
 from itnet_compiler.ir.row_step import row_step
 from itnet_compiler.lowering.cells import cell_program
 from itnet_compiler.lowering.outcomes import outcome_of
-from itnet_compiler.runtime.newton.solve import iterations_allowed
+from itnet_compiler.runtime.newton import solve
 from tests.runtime.rows.steps import STEPS, call, example, h, loop, v, x
 
 TOLERANCE = 32 * torch.finfo(torch.float64).eps
@@ -32,6 +32,11 @@ def _run(kernel: Loop, given: dict[str, list[Tensor]], tolerance: float | None) 
     slopes = [torch.randn(one.shape, generator=generator, dtype=torch.float64).to(one.dtype) for one in made]
     operands = [one for group in leaves.values() for one in group]
     return made, list(torch.autograd.grad(made, operands, slopes, allow_unused=True, materialize_grads=True))
+
+
+def _kernel(body: Body, given: dict[str, list[Tensor]], axis: int) -> Loop:
+    shapes = tuple((role, tuple((tuple(one.shape), "float") for one in group)) for role, group in given.items())
+    return Loop(body, None, (axis,), (axis,), shapes)
 
 
 @pytest.mark.parametrize("sizes", [(3, 63, 1), (1, 7, 0), (4, 1, 1), (7, 7, 1)])
@@ -67,18 +72,59 @@ def test_recurrent_cells_converge_with_whole_jacobians_and_unit_by_unit(cell, un
     assert outcome_of(f"{program}\nreverse").converged
 
 
+def test_values_that_meet_unit_by_unit_are_solved_together():
+    pendulum = Body(
+        (
+            call("sin.default", h(0)),
+            call("sub.Tensor", h(1), v(0), alpha=0.1),
+            call("add.Tensor", v(1), x(0)),
+            call("add.Tensor", h(0), v(2), alpha=0.1),
+        ),
+        (v(3), v(2)),
+        (v(3),),
+    )
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"initial": [(2, 20), (2, 20)], "inputs": [(64, 2, 20)], "shared": []}
+    given = {
+        role: [torch.randn(size, generator=generator, dtype=torch.float64) / 9 for size in group]
+        for role, group in sizes.items()
+    }
+    kernel = _kernel(pendulum, given, 0)
+    for mine, right in zip(_run(kernel, given, 1e-13), _run(kernel, given, None), strict=True):
+        torch.testing.assert_close(mine, right)
+    key = str(row_step(kernel).program)
+    assert outcome_of(key).converged
+    assert outcome_of(f"{key}\nreverse").iterations <= 2  # blocks unit by unit are the whole Jacobian
+
+
+def test_long_loops_are_solved_in_windows_and_only_a_window_that_fails_is_run_one_by_one(monkeypatch):
+    monkeypatch.setattr(solve, "_NUMBERS", 1)
+    monkeypatch.setattr(solve, "_LEAST_STEPS", 16)
+    body = Body(
+        (call("mul.Tensor", h(0), x(0)), call("mul.Tensor", v(0), v(0)), call("rsub.Scalar", v(1), 1)), (v(2),), (v(2),)
+    )
+    gain = torch.full((2, 70, 20), 0.3, dtype=torch.float64)
+    gain[:, 16:32] = 1.4  # a chaotic stretch
+    given = {"initial": [torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(2, 20)], "inputs": [gain], "shared": []}
+    kernel = _kernel(body, given, 1)
+    for mine, right in zip(_run(kernel, given, 1e-14), _run(kernel, given, None), strict=True):
+        torch.testing.assert_close(mine, right)
+    outcome = outcome_of(str(row_step(kernel).program))
+    assert (outcome.steps, outcome.alone) == (70, 16)
+    assert "16 steps were run one by one" in str(outcome)
+
+
 def test_a_chaotic_map_falls_back_and_is_right():
     logistic = Body(
         (call("rsub.Scalar", h(0), 1), call("mul.Tensor", h(0), v(0)), call("mul.Tensor", v(1), x(0))), (v(2),), (v(2),)
     )
     start = torch.linspace(0.1, 0.9, 6, dtype=torch.float64).reshape(2, 3)
     given = {"initial": [start], "inputs": [torch.full((2, 200, 3), 3.99, dtype=torch.float64)], "shared": []}
-    shapes = tuple((role, tuple((tuple(one.shape), "float") for one in group)) for role, group in given.items())
-    kernel = Loop(logistic, None, (1,), (1,), shapes)
+    kernel = _kernel(logistic, given, 1)
     (made, _), exact = _run(kernel, given, TOLERANCE), kernel.evaluate(Past(), **given)[0]
     outcome = outcome_of(str(row_step(kernel).program))
     assert not outcome.converged
-    assert outcome.iterations <= iterations_allowed(200) < 40
+    assert outcome.iterations <= solve.iterations_allowed(200) < 40
     assert "one by one" in str(outcome)
     assert torch.equal(made[0], exact)
 
@@ -89,8 +135,7 @@ def test_a_state_that_overflows_does_so_as_in_the_loop(factor):
     given = {"initial": [torch.ones(2, 3)], "inputs": [torch.ones(2, 9, 3)], "shared": []}
     given = {role: [one.double() for one in group] for role, group in given.items()}
     given["inputs"][0][0, 4:] = factor
-    shapes = tuple((role, tuple((tuple(one.shape), "float") for one in group)) for role, group in given.items())
-    kernel = Loop(body, None, (1,), (1,), shapes)
+    kernel = _kernel(body, given, 1)
     (found, *_), _ = _run(kernel, given, TOLERANCE)
     assert torch.equal(found.nan_to_num(7.0), kernel.evaluate(Past(), **given)[0].nan_to_num(7.0))
     assert not outcome_of(str(row_step(kernel).program)).converged
