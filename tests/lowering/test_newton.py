@@ -141,3 +141,25 @@ def test_a_tolerance_that_is_none_is_refused():
     for tolerance in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(LoweringError, match="is no tolerance"):
             itnet.lower(unified, method="newton", tolerance=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("units", [4, 40])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_on_a_device(cell, units, dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    sample = Gated(cell, batch_first=True)._sample(Past(), time=257, batch=3, features=5, units=units)
+    results = []
+    for name, kind in (("newton", dtype), ("reference", torch.float64)):
+        operands = sample.operands(dtype, torch.Generator().manual_seed(0))
+        operands["weights"] = [one / units**0.5 for one in operands["weights"]]  # they are chaotic as drawn
+        move = lambda one, kind=kind: one.to("cuda", kind).requires_grad_()  # noqa: E731
+        operands = torch.utils._pytree.tree_map(move, operands)
+        made = find_lowering(name).build(sample.spec).function(**operands)
+        sum(one.square().sum() for one in made).backward()
+        results.append([*made, *(one.grad for one in torch.utils._pytree.tree_leaves(operands))])
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    for found, expected in zip(*results, strict=True):
+        assert (found.double() - expected).norm() <= tolerance * expected.norm()
