@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import InputError
 from ..registering import keep_nothing, outside_dynamo, register
 from ..rows.operators import CALL, gradient_shapes, once, problem_of, pull, runner_of, save
 from .drive import backward, forward
@@ -30,7 +31,7 @@ def newton_loop(
     """All steps of a loop over rows at once, as near to the loop as ``tolerance`` says.
 
     Args:
-        initial: As of ``row_loop``, and so up to ``length``; at least one step, row and entry of a carried value.
+        initial: As of ``row_loop``, and so up to ``length``, of which there is at least one.
         inputs: Likewise.
         shared: Likewise.
         program: Likewise.
@@ -46,6 +47,8 @@ def newton_loop(
     """
     problem = problem_of(initial, inputs, shared, program, axes, stacked, length)
     problem.check()
+    if length == 0:
+        raise InputError("a loop without steps has no last one", remedy="itnet.lower(model, method='library')")
     outputs, lasts, kept = forward(runner_of(problem), problem, tolerance)
     return [*outputs, *lasts, *kept]
 

@@ -64,7 +64,8 @@ def iterations_allowed(length: int) -> int:
 
 def window(rows: int, states: int) -> int:
     """Steps to solve for together, so that memory is bounded; ``states`` numbers are carried by each row."""
-    return max(_LEAST_STEPS, _NUMBERS // (rows * states * (states if states <= _WHOLE_STATES else 1)))
+    each = rows * states * (states if states <= _WHOLE_STATES else 1)
+    return max(_LEAST_STEPS, _NUMBERS // max(1, each))
 
 
 def solve(
@@ -83,11 +84,13 @@ def solve(
         carried: Input name and output place of each carried value.
         streams: What each step is given, by input name, (steps, rows, width).
         shared: Vectors and matrices of all rows and steps, by input name.
-        states: Carried values before the first step, (1, rows, width), at least one of them with an entry.
+        states: Carried values before the first step, (1, rows, width); without an entry there is nothing to solve.
         length: Number of steps, at least 1.
         tolerance: Largest residual.
     """
     rows = states[0].shape[1]
+    if not any(one.numel() for one in states):
+        return Solution(0, 0.0)
     evaluate = _evaluation(program, carried, streams, shared, length * rows, sum(one.shape[-1] for one in states))
     iterate = [one.expand(length, -1, -1) for one in states]
     limit, scaled, error = iterations_allowed(length), False, math.inf

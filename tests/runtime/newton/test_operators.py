@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from itnet_compiler.errors import InputError
 from itnet_compiler.ir.body import Body
 from itnet_compiler.ir.domain import Past
 from itnet_compiler.ir.loop import Loop
@@ -180,3 +181,12 @@ def test_the_operator_is_well_registered():
     how = str(row_step(kernel).program), list(kernel.axes), list(kernel.stacked), 4, TOLERANCE
     checks = "test_schema", "test_autograd_registration", "test_faketensor"
     torch.library.opcheck(torch.ops.itnet.newton_loop.default, (*leaves, *how), test_utils=checks)
+
+
+def test_no_rows_and_no_steps():
+    given = example("sine", 0, 4, 1, torch.float64)
+    kernel = loop("sine", given, 1)
+    made, slopes = _run(kernel, given, TOLERANCE)
+    assert [one.shape for one in (*made, *slopes)] == [(0, 4, 19), (0, 19), (0, 19), (0, 4, 19)]
+    with pytest.raises(InputError, match="without steps"):
+        _run(kernel, example("sine", 2, 0, 1, torch.float64), TOLERANCE)
