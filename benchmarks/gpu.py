@@ -1,4 +1,5 @@
-"""``make gpu``: the tests marked ``gpu``, the overhead table, loops and learned kernels on a CUDA device.
+"""``make gpu``: on a CUDA device the tests marked ``gpu``, the overhead table, loops as written and solved at once,
+learned kernels.
 
 python -m benchmarks.gpu [--quick]
 """
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if status == 5:  # pytest's word for "no test was selected"
         print("There are no tests marked gpu.")
         status = 0
-    from benchmarks import kernel, loops, overhead
+    from benchmarks import kernel, loops, newton, overhead
 
     warnings.simplefilter("ignore")
     found = overhead.rows(compiled=not options.quick, seconds=5.0 if options.quick else 20.0, device="cuda")
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     learned = [line for length in (1024, 4096) for line in kernel.rows(length, 5.0, device="cuda")]
     print(f"\nA learned kernel ({machine()})\n")
     print(table(kernel.HEADER, learned))
+    at_once = [line for length in (256, 2048) for line in newton.rows(length, 5.0, device="cuda")]
+    print(f"\nLoops of 256 and 2,048 steps, all steps at once ({machine()})\n")
+    print(table(newton.HEADER, at_once))
     return status or int(any(line[-1] != "yes" for line in found))
 
 

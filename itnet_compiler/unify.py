@@ -9,6 +9,7 @@ from torch import nn
 from .capture.clone import deep_clone, shallow_clone
 from .capture.examples import Example, infer_example, is_lazy, normalise_example, refuse_unsuitable
 from .errors import InputError
+from .lowering.base import find_lowering
 from .lowering.planner import PlanRule
 from .runtime.assembly import plan, programs
 from .runtime.begin import begin
@@ -94,7 +95,14 @@ def _capture_example(unified: nn.Module, example: Example) -> None:
         ) from error
 
 
-def lower(unified: Any, example_inputs: Any = None, *, method: str = "library", only: str = "*") -> Any:
+def lower(
+    unified: Any,
+    example_inputs: Any = None,
+    *,
+    method: str = "library",
+    only: str = "*",
+    tolerance: float | None = None,
+) -> Any:
     """Choose how integrals are run, in place.
 
     Args:
@@ -104,18 +112,25 @@ def lower(unified: Any, example_inputs: Any = None, *, method: str = "library", 
             that are functions of a pair, without storing all pairs), ``products`` (attention that was written out,
             as it was written); for linear recurrences ``scan``, ``chunked``
             (matrix products within chunks) or ``fft`` (where the decay is constant); for loops, LSTM cells among them
-            that were called or written out as loops, ``fused`` (one operator in machine code).
+            that were called or written out as loops, ``fused`` (one operator in machine code); for these and recurrent
+            layers ``newton`` (all steps at once, by iteration; for GPUs).
         only: Glob over names of integrals.
+        tolerance: With ``newton``: how far each state may be from the step after the one before it, in units of the
+            largest number that its row holds there; 32 times the rounding error of the dtype unless given. Where the
+            iteration does not come as near, the steps are run one by one.
 
     Returns:
         ``unified``; ``unified.reset()`` undoes it.
 
     Raises:
-        LoweringError: if there is no such method, no integral matches, or one does not support it (with every reason).
+        LoweringError: if there is no such method, no integral matches, one does not support it (with every reason),
+            or it takes no tolerance.
     """
     program = program_of(unified)
+    if tolerance is not None:
+        find_lowering(method).within(tolerance)
     example = normalise_example(example_inputs, None)
     if example is not None:
         _capture_example(unified, example)
-    plan(program, PlanRule(only, method))
+    plan(program, PlanRule(only, method, tolerance=tolerance))
     return unified

@@ -10,7 +10,19 @@ import torch
 from torch import nn
 
 import itnet
-from benchmarks import burgers, capture_time, gpu, kernel, kernel_peers, loops, measure, overhead, recurrence, shifts
+from benchmarks import (
+    burgers,
+    capture_time,
+    gpu,
+    kernel,
+    kernel_peers,
+    loops,
+    measure,
+    newton,
+    overhead,
+    recurrence,
+    shifts,
+)
 from benchmarks.zoo import apart, catalog, document, examine, from_transformers, kinds, run
 
 
@@ -86,6 +98,7 @@ def test_capture_time_row():
 
 
 def test_loop_row():
+    assert len(newton.row("sine", 9, seconds=0.0)) == len(newton.HEADER)
     line = loops.row("sine", 9, seconds=0.05, patience=0)
     assert len(line) == len(loops.HEADER) + len(loops.MORE)
     assert line[1] == ("loop (fused)" if importlib.util.find_spec("llvmlite") else "loop (library)")

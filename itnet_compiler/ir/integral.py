@@ -48,12 +48,14 @@ class Plan:
     Attributes:
         lowering: Name of the lowering.
         exact: Whether it computes the definition up to rounding.
-        note: Why this lowering, where that is not obvious.
+        note: Why this lowering, where that is not obvious, or what error it makes.
+        tolerance: What it was given, where it takes one.
     """
 
     lowering: str
     exact: bool = True
     note: str = ""
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,24 @@ class Lowering:
     Class attributes:
         name: As users say it: ``library``, ``reference`` …
         exact: Whether it computes the definition up to rounding.
+        error: What error it makes, where it is not exact.
         rank: Place among the exact lowerings from which a node's default is taken, 0 first; None: never a default.
     """
 
     name: str = ""
     exact: bool = True
+    error: str = ""
     rank: int | None = None
+
+    def within(self, tolerance: float) -> Lowering:
+        """The same lowering, with an error of at most ``tolerance`` in its own measure.
+
+        Raises:
+            LoweringError: where it has no error to be chosen, or the tolerance is none.
+        """
+        raise LoweringError(
+            f"the lowering {self.name!r} takes no tolerance", remedy="leave tolerance= out, or name method='newton'"
+        )
 
     def supports(self, spec: Spec) -> Support:
         """Whether the node can be run, with every reason why not."""

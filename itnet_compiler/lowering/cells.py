@@ -14,7 +14,7 @@ from ..ir.kernel import Spec
 from ..ir.pair.builder import Builder
 from ..ir.pair.program import PAIR, SHARED
 
-__all__ = ["cell_program", "is_faster", "layer_runner", "refusals"]
+__all__ = ["cell_program", "cell_text", "is_faster", "layer_runner", "refusals"]
 
 
 def refusals(spec: Spec) -> tuple[str, ...]:
@@ -72,6 +72,14 @@ def cell_program(cell: str, units: int, bias: bool) -> str:
     return str(b.program([after, after]))
 
 
+def cell_text(cell: str, units: int, bias: bool) -> str:
+    """``cell_program``, written once."""
+    key = cell, units, bias
+    if key not in _written:
+        _written[key] = cell_program(cell, units, bias)
+    return _written[key]
+
+
 def layer_runner(kernel: Gated, other: Callable[..., Any]) -> Callable[..., Any]:
     """What runs a layer: the operator of loops over rows where its operands are those it takes, else ``other``."""
     axis, lstm = int(kernel.batch_first), kernel.cell == "lstm"
@@ -92,12 +100,10 @@ def layer_runner(kernel: Gated, other: Callable[..., Any]) -> Callable[..., Any]
         if not fits(input, states, weights) or (lstm and learns(input, *states, *weights)):
             found: tuple[Tensor, ...] = other(input, hidden, weights)
             return found
-        key = kernel.cell, weights[1].shape[1], kernel.bias
-        if key not in _written:
-            _written[key] = cell_program(*key)
+        text = cell_text(kernel.cell, weights[1].shape[1], kernel.bias)
         given = torch.nn.functional.linear(input, weights[0], weights[2] if kernel.bias else None)
         shared, steps, initial = weights[1::2], input.shape[axis], [one[0] for one in states]
-        output, *rest = torch.ops.itnet.row_loop(initial, [given], shared, _written[key], [axis], [axis], steps)
+        output, *rest = torch.ops.itnet.row_loop(initial, [given], shared, text, [axis], [axis], steps)
         return output, *(last.unsqueeze(0) for last in rest[: len(states)])
 
     return run_layer

@@ -7,24 +7,22 @@ those whose sizes do not fit the step, run as in the library's lowering, and rec
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from ..ir.domain import Past
 from ..ir.gated import Gated
 from ..ir.kernel import Spec
 from ..ir.loop import Loop
-from ..ir.pair.dense import run
 from ..ir.row_reverse import irregular
-from ..ir.row_step import NotRows, RowStep, row_step
+from ..ir.row_step import RowStep
 from .base import Lowered, Lowering, Support
 from .cells import is_faster, layer_runner, refusals
 from .library.gated import lower as library_layer
 from .library.loop import lower as library
+from .row_loops import checked_step, loop_runner
 
 __all__ = ["Fused"]
 
@@ -60,92 +58,26 @@ class Fused(Lowering):
         step, other = _step(kernel), library(spec)
         assert isinstance(step, RowStep)
         text = f"# float32: one operator with this step\n{step.program.describe()}\n# else\n{other.text}"
-        scope = {"run_loop": _runner(kernel, step, other.function)}
+        scope = {"run_loop": loop_runner(kernel, step, torch.ops.itnet.row_loop, _takes, other.function)}
         return Lowered(spec.operands, f"run_loop({roles})", scope, text=text)
 
 
+@cache
 def _devices() -> tuple[str, ...]:
     """Types of devices for which steps can be compiled."""
     compilers = {"cpu": "llvmlite", "cuda": "triton"}
     return tuple(device for device, package in compilers.items() if importlib.util.find_spec(package) is not None)
 
 
-@lru_cache(maxsize=256)
 def _step(kernel: Loop) -> RowStep | tuple[str, ...]:
-    """The step for one row, or why there is none."""
-    try:
-        step = row_step(kernel)
-    except NotRows as error:
-        return (str(error),)
-    reasons = irregular(step.program, len(kernel.body.carried))
-    if not reasons and not _agrees(kernel, step):
-        reasons = ("the step for one row differs from the step",)
-    return reasons or step
+    """The step for one row, or why there is no machine code for it."""
+    found = checked_step(kernel)
+    reasons = irregular(found.program, len(kernel.body.carried)) if isinstance(found, RowStep) else ()
+    return reasons or found
 
 
-def _agrees(kernel: Loop, step: RowStep) -> bool:
-    """Whether the step for one row computes what the loop's own step computes, in float64 on random operands."""
-    sample = kernel.miniature(Past(), ("initial", "inputs", "shared"))
-    generator = torch.Generator().manual_seed(0)
-    given = sample.operands(torch.float64, generator)
-    first = tuple(one.select(axis, 0) for one, axis in zip(given["inputs"], kernel.axes, strict=True))
-    known = {"carry": tuple(given["initial"]), "step": first, "shared": tuple(given["shared"])}
-    known["local"] = tuple(kernel.body.run(0, *known.values()))
-    wanted = [known[ref.kind][ref.index] for ref in (*kernel.body.carried, *kernel.body.outputs)]
-    letters = {"h": known["carry"], "x": first, "r": known["shared"], "w": known["shared"]}
-    named = {item.name: letters[item.name[0]][int(item.name[1:])] for item in step.program.inputs}
-    lead = given["initial"][0].dim() - 1
-    for name, one in named.items():
-        named[name] = one = one.double()  # a mask is given as numbers
-        if name[0] == "w":
-            named[name] = one.reshape(*(1,) * lead, *one.shape)
-        elif one.dim() != lead + 1:
-            return False
-    made = run(step.program, named, lead)
-    return all(_close(one.expand_as(other), other) for one, other in zip(made, wanted, strict=True))
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).norm() <= 1e-10 * other.norm() + 1e-300)
-
-
-def _runner(kernel: Loop, step: RowStep, other: Callable[..., Any]) -> Callable[..., Any]:
-    """What runs operands: the operator where they fit it."""
-    text, count, kept = str(step.program), len(kernel.body.carried), len(kernel.body.outputs)
-    shapes, devices = {item.name: item.shape for item in step.program.inputs}, _devices()
-    kinds = [shape[1] for _, group in kernel.shapes for shape in group if isinstance(shape, tuple)]
-    dtypes, masked = [torch.bool if kind == "bool" else torch.float32 for kind in kinds], "bool" in kinds
-
-    def fits(initial: Sequence[Tensor], inputs: Sequence[Tensor], shared: Sequence[Tensor]) -> bool:
-        device, tensors = initial[0].device.type, (*initial, *inputs, *shared)
-        if any(one.dtype != dtype or one.device.type != device for one, dtype in zip(tensors, dtypes, strict=True)):
-            return False
-        if device not in devices or torch.is_autocast_enabled(device):  # products are in half precision there
-            return False
-        lead = tuple(initial[0].shape[:-1])
-        for letters, group in (("h", initial), ("x", inputs), ("rw", shared)):
-            for place, one in enumerate(group):
-                own = list(one.shape)
-                if letters == "x":
-                    del own[kernel.axes[place]]
-                for letter in letters:
-                    shape = shapes.get(f"{letter}{place}")
-                    if shape is not None and tuple(own) != ((*lead, *shape) if letter != "w" else shape):
-                        return False
-        return True
-
-    def run_loop(initial: Sequence[Tensor], inputs: Sequence[Tensor], shared: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        steps = kernel.length if kernel.length is not None else inputs[0].shape[kernel.axes[0]]
-        if steps == 0 or not fits(initial, inputs, shared):
-            return other(initial, inputs, shared)
-        if masked:
-            inputs, shared = ([one.float() for one in group] for group in (inputs, shared))
-        found = torch.ops.itnet.row_loop(initial, inputs, shared, text, kernel.axes, kernel.stacked, steps)
-        outputs, lasts = found[:kept], found[kept : kept + count]
-        finals = [
-            lasts[place] if carried else outputs[place].select(kernel.stacked[place], -1).clone()
-            for carried, place in step.finals
-        ]
-        return (*outputs, *finals)
-
-    return run_loop
+def _takes(tensors: Sequence[Tensor]) -> bool:
+    """Float32 on a device for which steps are compiled; not under autocast, where products are in half precision."""
+    device = tensors[0].device.type
+    fits = all(one.dtype == torch.float32 and one.device.type == device for one in tensors)
+    return fits and device in _devices() and not torch.is_autocast_enabled(device)

@@ -22,12 +22,14 @@ class PlanRule:
         lowering: Name of the lowering.
         note: Why, for the plan of the node.
         required: Whether an integral that cannot be run so is an error; otherwise the rule is not for it.
+        tolerance: Of a lowering that takes one; None is its own.
     """
 
     pattern: str
     lowering: str
     note: str = ""
     required: bool = True
+    tolerance: float | None = None
 
     def concerns(self, integral: Integral) -> bool:
         """Whether it is for this integral."""
@@ -44,13 +46,13 @@ def apply_plan(integrals: Iterable[Integral], rules: Sequence[PlanRule]) -> None
     """
     planned = []
     for integral in integrals:
-        chosen, note = default_lowering(integral.spec).name, ""
+        chosen, note, tolerance = default_lowering(integral.spec).name, "", None
         for rule in rules:
             if rule.concerns(integral):
-                chosen, note = rule.lowering, rule.note
-        if chosen == integral.plan.lowering:
+                chosen, note, tolerance = rule.lowering, rule.note, rule.tolerance
+        if (chosen, tolerance) == (integral.plan.lowering, integral.plan.tolerance):
             continue
-        lowering = find_lowering(chosen)
+        lowering = find_lowering(chosen) if tolerance is None else find_lowering(chosen).within(tolerance)
         support = lowering.supports(integral.spec)
         if not support.ok:
             raise LoweringError(
@@ -59,6 +61,8 @@ def apply_plan(integrals: Iterable[Integral], rules: Sequence[PlanRule]) -> None
                 node=integral.name,
                 source_line=integral.source_line,
             )
-        planned.append((integral, lowering.build(integral.spec), Plan(chosen, lowering.exact, note)))
+        planned.append(
+            (integral, lowering.build(integral.spec), Plan(chosen, lowering.exact, note or lowering.error, tolerance))
+        )
     for integral, executable, plan in planned:
         integral.executable, integral.plan = executable, plan

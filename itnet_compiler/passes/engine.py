@@ -10,13 +10,11 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
 
-from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from ..ir.integral import Integral, Like, Plan, Verification
+from ..ir.integral import Integral, Plan, Verification
 from ..ir.naming import module_path, source_line
 from ..lowering.base import Lowered, default_lowering
 from ..registry import scan
@@ -25,7 +23,7 @@ from .effects import Effects, is_random, written_arguments
 from .journal import Entry, Journal
 from .loops.reroll import reroll
 from .match import Proposal, Refusal, Rule, Unrelated, is_made, op_name
-from .sampling import hint
+from .sampling import like
 from .verify import Verifier
 
 __all__ = ["detect", "integral_of", "roll_loops", "rules"]
@@ -172,16 +170,6 @@ def _region_problem(proposal: Proposal, effects: Effects) -> str | None:
     return None
 
 
-def _like(operand: Any) -> Any:
-    """What is known of an operand; None where it is no tensor."""
-    if isinstance(operand, (list, tuple)):
-        return [_like(item) for item in operand]
-    value = operand.meta.get("val") if isinstance(operand, Node) else None
-    if not isinstance(value, Tensor):
-        return None
-    return Like(tuple(hint(size) for size in value.shape), value.dtype, value.device.type)
-
-
 def _followers(proposal: Proposal) -> list[Node]:
     """Outside nodes between the first output and the last node of the region that depend on an output."""
     inside, needs = set(proposal.region), set(proposal.outputs)
@@ -213,7 +201,7 @@ def _replace(
         module_path=path,
         source_line=source_line(anchor),
         verification=verification,
-        examples={role: _like(operand) for role, operand in proposal.operands.items()},
+        examples={role: like(operand) for role, operand in proposal.operands.items()},
     )
     position = last = max(proposal.region)
     for node in _followers(proposal):

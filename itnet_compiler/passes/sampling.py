@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-__all__ = ["Bindings", "draw", "hint", "other_sizes", "real_sizes", "sizes_of"]
+from ..ir.integral import Like
+
+__all__ = ["Bindings", "draw", "hint", "like", "other_sizes", "real_sizes", "sizes_of"]
 
 # Regions of more work than this are checked with their batch sizes made small; random float64 tensors beyond this
 # many elements are never drawn.
@@ -18,6 +20,16 @@ _MOST_ELEMENTS = 1 << 27
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 
 Bindings = dict[sympy.Symbol, int]
+
+
+def like(operand: Any) -> Any:
+    """``Like`` of an operand, or a list of them; None where it is no tensor."""
+    if isinstance(operand, (list, tuple)):
+        return [like(item) for item in operand]
+    value = operand.meta.get("val") if isinstance(operand, Node) else None
+    if not isinstance(value, Tensor):
+        return None
+    return Like(tuple(hint(size) for size in value.shape), value.dtype, value.device.type)
 
 
 def sizes_of(inputs: Iterable[Node]) -> Iterator[Any]:

@@ -31,6 +31,16 @@ class Builder:
         self.sides: list[int] = []
         self._known: dict[Value, int] = {}
 
+    @classmethod
+    def of(cls, program: Program) -> Builder:
+        """One that holds the values of a program, with their numbers. Raises ``ValueError`` where two are equal."""
+        builder = cls()
+        for value in program.values:
+            builder.emit(value.op, value.args, value.shape, value.attrs)
+        if len(builder.values) != len(program.values):
+            raise ValueError("a program to be differentiated holds no value twice")
+        return builder
+
     def program(self, outputs: Sequence[int]) -> Program:
         """What was written so far, with dead values in it."""
         return Program(tuple(self.values), tuple(outputs))

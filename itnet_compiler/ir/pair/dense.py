@@ -25,17 +25,19 @@ def run(program: Program, inputs: Mapping[str, Tensor], lead: int) -> list[Tenso
     Returns:
         The outputs: leading axes (of size 1 where a value does not depend on them), then the value's shape.
     """
-    known: list[Tensor] = []
+    known: dict[int, Tensor] = {}
     like = next(iter(inputs.values()), None)
-    for value in program.values:
+    for number, value in enumerate(program.values):
         if value.op == "input":
-            known.append(inputs[str(value.attrs[0])])
+            known[number] = inputs[str(value.attrs[0])]
         elif value.op == "constant":
-            number = torch.tensor(value.attrs[0]) if like is None else like.new_tensor(value.attrs[0])
-            known.append(number.reshape([1] * lead))
+            constant = torch.tensor(value.attrs[0]) if like is None else like.new_tensor(value.attrs[0])
+            known[number] = constant.reshape([1] * lead)
         else:
             result = _apply(value, [known[arg] for arg in value.args], lead)
-            known.append(result.to(like.dtype) if value.op == "real" and like is not None else result)
+            known[number] = result.to(like.dtype) if value.op == "real" and like is not None else result
+        for dead in program.dying[number]:
+            del known[dead]
     return [known[output] for output in program.outputs]
 
 

@@ -89,6 +89,16 @@ class Program:
                 found[arg].append(number)
         return tuple(map(tuple, found))
 
+    @cached_property
+    def dying(self) -> tuple[tuple[int, ...], ...]:
+        """The values that nothing needs once each value is made."""
+        last = {arg: number for number, value in enumerate(self.values) for arg in value.args}
+        found: list[list[int]] = [[] for _ in self.values]
+        for arg, number in last.items():
+            if arg not in self.outputs:
+                found[number].append(arg)
+        return tuple(map(tuple, found))
+
     def __hash__(self) -> int:
         return self._hash
 

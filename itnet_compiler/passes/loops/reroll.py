@@ -27,6 +27,7 @@ from ...settings import NEAR_MISSES, debug
 from ..effects import Effects
 from ..journal import Entry, Journal
 from ..operators import CUMULATIVE, MIXING, RECURRENCES, operator_name
+from ..sampling import like
 from .affine import as_scans
 from .associative import Associative, associative_scans
 from .called import Called
@@ -256,6 +257,7 @@ def _named(way: Way, made: list[Integral], anchor: Node, name: Callable[[str], s
                 module_path=path,
                 source_line=source_line(anchor),
                 verification=Verification("skipped"),
+                examples={role: like(operand) for role, operand in operands.items()},
             )
             made.append(found)
             return emit.integral(found, operands, values)

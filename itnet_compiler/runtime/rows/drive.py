@@ -14,7 +14,7 @@ from ...ir.pair.program import Program
 from ...ir.row_reverse import Reverse, reverse
 from .problem import CHUNK, Problem, flat
 
-__all__ = ["Runner", "backward", "forward"]
+__all__ = ["Runner", "backward", "collect", "forward"]
 
 
 class Runner(Protocol):
@@ -109,12 +109,12 @@ def backward(
         later = [torch.empty_like(one) for one in carried]
         back.run(streams, parts, carried, later, length=size, backwards=True)
         carried = later
-        _collect(problem, plan, streams, parts, found)
+        collect(problem, plan, streams, parts, found)
     found |= {name: sinks[place] for name, place in plan.inputs.items() if name[0] == "x"}
     return found | {f"h{place}": one[0] for place, one in enumerate(carried)}
 
 
-def _collect(
+def collect(
     problem: Problem, plan: Reverse, streams: dict[str, Tensor], parts: Sequence[Tensor], found: dict[str, Tensor]
 ) -> None:
     """Add what a chunk gives to what all steps share."""

@@ -16,12 +16,12 @@ from .drive import Runner, backward, forward
 from .plain import Plain, differentiable_gradients
 from .problem import CHUNK, Problem
 
-__all__ = ["LIBRARY"]
+__all__ = ["CALL", "LIBRARY", "gradient_shapes", "once", "problem_of", "pull", "runner_of", "save"]
 
 LIBRARY = torch.library.Library("itnet", "FRAGMENT")
 
 
-def _problem(
+def problem_of(
     initial: Sequence[Tensor],
     inputs: Sequence[Tensor],
     shared: Sequence[Tensor],
@@ -30,11 +30,13 @@ def _problem(
     stacked: Sequence[int],
     length: Any,
 ) -> Problem:
+    """The arguments of an operator, put together."""
     groups = (tuple(initial), tuple(inputs), tuple(shared))
     return Problem(Program.parse(program), *groups, tuple(axes), tuple(stacked), length)
 
 
-def _runner(problem: Problem) -> type[Runner]:
+def runner_of(problem: Problem) -> type[Runner]:
+    """What runs the steps of a problem one by one: machine code where there is some, else torch."""
     tensors = (*problem.initial, *problem.inputs, *problem.shared)
     device = problem.initial[0].device.type
     alike = all(one.dtype == torch.float32 and one.device.type == device for one in tensors)
@@ -73,9 +75,9 @@ def row_loop(
         What is kept of every step, stacked; the carried values after the last step; the states before steps 0, 64,
         128 …, (steps, rows, width), for the backward pass.
     """
-    problem = _problem(initial, inputs, shared, program, axes, stacked, length)
+    problem = problem_of(initial, inputs, shared, program, axes, stacked, length)
     problem.check()
-    outputs, lasts, kept = forward(_runner(problem), problem)
+    outputs, lasts, kept = forward(runner_of(problem), problem)
     return [*outputs, *lasts, *kept]
 
 
@@ -88,7 +90,7 @@ def _shapes(
     stacked: Sequence[int],
     length: Any,
 ) -> list[Tensor]:
-    problem = _problem(initial, inputs, shared, program, axes, stacked, length)
+    problem = problem_of(initial, inputs, shared, program, axes, stacked, length)
     lasts = [one.new_empty(one.shape) for one in initial]
     chunks = (length + CHUNK - 1) // CHUNK
     return [*problem.outputs(), *lasts, *(one.new_empty((chunks, problem.rows, one.shape[-1])) for one in initial)]
@@ -106,25 +108,13 @@ def row_loop_backward(
     length: int,
 ) -> list[Tensor]:
     """Gradients of initial, inputs and shared, in this order; ``grads`` are those of outputs and last states."""
-    problem = _problem(initial, inputs, shared, program, axes, stacked, length)
+    problem = problem_of(initial, inputs, shared, program, axes, stacked, length)
     problem.check()
-    found = backward(_runner(problem), problem, kept, grads[: len(stacked)], grads[len(stacked) :])
-    results: list[Tensor] = []
-    for letters, group in (("h", initial), ("x", inputs), ("rw", shared)):
-        for place, tensor in enumerate(group):
-            name = next((letter + str(place) for letter in letters if letter + str(place) in found), None)
-            result = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-            if name is not None and name[0] == "x":
-                axis = problem.axes[place]
-                moved = result.movedim(axis, 0)
-                moved.copy_(found[name].view(moved.shape))
-            elif name is not None:
-                result = found[name].reshape(tensor.shape).clone(memory_format=torch.contiguous_format)
-            results.append(result)
-    return results
+    found = backward(runner_of(problem), problem, kept, grads[: len(stacked)], grads[len(stacked) :])
+    return problem.by_operand(found)
 
 
-def _backward_shapes(
+def gradient_shapes(
     grads: Sequence[Tensor],
     kept: Sequence[Tensor],
     initial: Sequence[Tensor],
@@ -132,10 +122,12 @@ def _backward_shapes(
     shared: Sequence[Tensor],
     *_: Any,
 ) -> list[Tensor]:
+    """Empty gradients."""
     return [one.new_empty(one.shape) for one in (*initial, *inputs, *shared)]
 
 
-def _context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    """Keep what ``pull`` needs: operands, and the states at the end of the output."""
     initial, given, shared, *ctx.settings = inputs
     ctx.counts = len(initial), len(given)
     ctx.needs = [one.requires_grad for one in (*initial, *given, *shared)]
@@ -144,7 +136,8 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(*initial, *given, *shared, *output[count:])
 
 
-def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+def pull(ctx: Any, grads: Sequence[Tensor], operator: str = "row_loop_backward") -> tuple[Any, ...]:
+    """The gradient, by the operator of that name."""
     count, width = ctx.counts
     saved = ctx.saved_tensors
     operands, kept = saved[: len(saved) - count], saved[len(saved) - count :]
@@ -152,27 +145,28 @@ def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     grads = list(grads[: len(grads) - count])
     if torch.is_grad_enabled():  # the gradient is to be differentiated: through plain steps, by autograd
         groups = (initial, inputs, shared)
-        problem = _problem(*groups, *ctx.settings)
+        problem = problem_of(*groups, *ctx.settings[:4])
         problem.check()
         found = differentiable_gradients(problem, grads, ctx.needs)
     else:
-        found = torch.ops.itnet.row_loop_backward(grads, list(kept), initial, inputs, shared, *ctx.settings)
+        found = getattr(torch.ops.itnet, operator)(grads, list(kept), initial, inputs, shared, *ctx.settings)
     # No axes is an empty list, which torch takes for one of tensors.
     none: list[Any] = [[] if isinstance(one, (list, tuple)) and not one else None for one in ctx.settings]
     return found[:count], found[count : count + width], found[count + width :], *none
 
 
-def _once(ctx: Any, *gradients: Any) -> Any:
+def once(ctx: Any, *gradients: Any) -> Any:
+    """The gradient of a gradient that was taken without a graph."""
     raise RuntimeError(
         "the gradient of a fused loop cannot be differentiated again\n  Remedy: itnet.lower(model, method='library')"
     )
 
 
-_CALL = "Tensor[] initial, Tensor[] inputs, Tensor[] shared, str program, int[] axes, int[] stacked, SymInt length"
-LIBRARY.define(f"row_loop({_CALL}) -> Tensor[]")
-LIBRARY.define(f"row_loop_backward(Tensor[] grads, Tensor[] kept, {_CALL}) -> Tensor[]")
+CALL = "Tensor[] initial, Tensor[] inputs, Tensor[] shared, str program, int[] axes, int[] stacked, SymInt length"
+LIBRARY.define(f"row_loop({CALL}) -> Tensor[]")
+LIBRARY.define(f"row_loop_backward(Tensor[] grads, Tensor[] kept, {CALL}) -> Tensor[]")
 for _name, _function, _fake, _slopes, _setup in (
-    ("row_loop", row_loop, _shapes, _pull, _context),
-    ("row_loop_backward", row_loop_backward, _backward_shapes, _once, keep_nothing),
+    ("row_loop", row_loop, _shapes, pull, save),
+    ("row_loop_backward", row_loop_backward, gradient_shapes, once, keep_nothing),
 ):
     register(LIBRARY, _name, outside_dynamo(_function), _fake, _slopes, _setup)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -92,6 +92,24 @@ class Problem:
         else:
             tensor = tensor.expand(self.length, *tensor.shape)
         return flat(tensor)
+
+    def by_operand(self, found: Mapping[str, Tensor]) -> list[Tensor]:
+        """Gradients of initial, inputs and shared, in this order, from those by the names that the program has.
+
+        Of x they are (steps, rows, width), of h and r (rows, width), of w as the operand; 0 where there is none.
+        """
+        results: list[Tensor] = []
+        for letters, group in (("h", self.initial), ("x", self.inputs), ("rw", self.shared)):
+            for place, tensor in enumerate(group):
+                name = next((letter + str(place) for letter in letters if letter + str(place) in found), None)
+                result = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+                if name is not None and name[0] == "x":
+                    moved = result.movedim(self.axes[place], 0)
+                    moved.copy_(found[name].view(moved.shape))
+                elif name is not None:
+                    result = found[name].reshape(tensor.shape).clone(memory_format=torch.contiguous_format)
+                results.append(result)
+        return results
 
     def outputs(self) -> list[Tensor]:
         """Empty tensors for what is kept of every step, with the axis of time where it belongs."""
