@@ -7,7 +7,7 @@ import numpy as np
 from .compile import jit, part
 from .lanes import LANES, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "load_columns", "store_columns"]
 
 CHUNK = 64
 # Blocks that take turns, each for so many steps, so that what lies side by side in a step is read while it is near.
@@ -15,7 +15,7 @@ GROUP, STRETCH = 8, 16
 
 
 @part
-def _load_columns(tile, source, first):
+def load_columns(tile, source, first):
     """tile[row, lane] = source[row, first + lane]; 0 where there is no column."""
     part = source[:, first : first + LANES]
     if part.shape[1] < LANES:
@@ -26,7 +26,8 @@ def _load_columns(tile, source, first):
 
 
 @part
-def _store_columns(tile, target, first):
+def store_columns(tile, target, first):
+    """target[row, first + lane] = tile[row, lane]."""
     part = target[:, first : first + LANES]
     for row in range(part.shape[0]):
         for lane in range(part.shape[1]):
@@ -190,7 +191,7 @@ def forward(addresses, places, strides, sizes, has, state, start, stop):
     for group in range(start, stop, GROUP):
         end = min(group + GROUP, stop)
         for task in range(group, end):
-            _load_columns(h[task - group], state[task // blocks], task % blocks * LANES)
+            load_columns(h[task - group], state[task // blocks], task % blocks * LANES)
         for begin in range(0, time, STRETCH):
             for task in range(group, end):
                 row, first = task // blocks, task % blocks * LANES
@@ -205,7 +206,7 @@ def forward(addresses, places, strides, sizes, has, state, start, stop):
                 steps, width = min(STRETCH, time - begin), min(LANES, values - first)
                 _advance(h[task - group], addresses, at, strides, steps, width, has, room)
         for task in range(group, end):
-            _store_columns(h[task - group], state[task // blocks], task % blocks * LANES)
+            store_columns(h[task - group], state[task // blocks], task % blocks * LANES)
 
 
 @part
@@ -289,20 +290,20 @@ def backward(grad, query, key, value, beta, decay, initial, dstate, dq, dk, dv, 
     for task in range(start, stop):
         row, block = task // blocks, task % blocks
         first = block * LANES
-        _load_columns(starts[0], initial[row], first)
+        load_columns(starts[0], initial[row], first)
         for chunk in range(chunks):
             begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, time)
             starts[chunk + 1] = starts[chunk]
-            _load_columns(tile_value, value[row, begin:end], first)
+            load_columns(tile_value, value[row, begin:end], first)
             _visit(starts[chunk + 1], key, decay, beta, tile_value, written, row, begin, end - begin, 0)
-        _load_columns(g, dstate[row], first)
+        load_columns(g, dstate[row], first)
         for chunk in range(chunks - 1, -1, -1):
             begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, time)
-            _load_columns(tile_value, value[row, begin:end], first)
-            _load_columns(tile_grad, grad[row, begin:end], first)
+            load_columns(tile_value, value[row, begin:end], first)
+            load_columns(tile_grad, grad[row, begin:end], first)
             visited[0] = starts[chunk]
             _visit(visited, key, decay, beta, tile_value, written, row, begin, end - begin, keys)
             tiles, slopes = (tile_value, tile_grad, written), (dq, dk, dbeta, ddecay)
             _retreat(g, visited, tiles, query, key, decay, beta, slopes, row, block, begin, end - begin)
-            _store_columns(tile_value, dv[row, begin:end], first)
-        _store_columns(g, dstate[row], first)
+            store_columns(tile_value, dv[row, begin:end], first)
+        store_columns(g, dstate[row], first)
