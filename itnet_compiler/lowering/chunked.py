@@ -40,11 +40,7 @@ class Chunked(Lowering):
             return Support((f"the {type(spec.kernel).__name__} kernel has no state to multiply as a matrix",))
         state = spec.kernel.state() if isinstance(spec.kernel, Memory) else spec.kernel
         if state.delta:
-            return Support(
-                (
-                    "the delta rule in chunks solves a triangle in each, and was slower than the scan wherever it was measured",
-                )
-            )
+            return Support(("the delta rule in chunks solves a triangle in each, and is slower than the scan",))
         return Support()
 
     def build(self, spec: Spec) -> Lowered:
