@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .compile import jit, part
-from .lanes import LANES, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
+from .lanes import LANES, fill, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
 
 __all__ = ["backward", "forward", "load_columns", "store_columns"]
 
@@ -44,6 +44,56 @@ def _delta_written(h, keys, key, at_k, decay, at_a, near, beta, value):
     for k in range(keys):
         value = value - fill_from(key, at_k + k) * fill_from(decay, at_a + near * k) * load(h, k)
     return value * beta
+
+
+@part
+def dot(h, numbers, one, other, count):
+    """The product of two rows of ``count`` numbers; ``h`` gives the dtype."""
+    lanes, whole = zeros(h), count // LANES * LANES
+    for place in range(0, whole, LANES):
+        lanes = lanes + load_from(numbers, one + place) * load_from(numbers, other + place)
+    value = total(lanes)
+    for place in range(whole, count):
+        value = value + get(numbers, one + place) * get(numbers, other + place)
+    return value
+
+
+@part
+def known_keys(h, keys, key, at_k, k_step):
+    """Sᵀk for the keys of four steps, S the state before them all."""
+    r0 = r1 = r2 = r3 = zeros(h)
+    k0, k1, k2, k3 = at_k, at_k + k_step, at_k + 2 * k_step, at_k + 3 * k_step
+    for k in range(keys):
+        value = load(h, k)
+        r0 = r0 + fill_from(key, k0 + k) * value
+        r1 = r1 + fill_from(key, k1 + k) * value
+        r2 = r2 + fill_from(key, k2 + k) * value
+        r3 = r3 + fill_from(key, k3 + k) * value
+    return r0, r1, r2, r3
+
+
+@part
+def _deltas_written(h, keys, values, key, at_k, k_step, decay, at_a, a_step, beta, at_b, b_step):
+    """``_delta_written`` for four steps with one factor each, from the state before them all.
+
+    With S_t = a_t S_{t−1} + k_t w_tᵀ, what S_t recalls of a key is a_t times what S_{t−1} does, plus (k_t · k) w_t.
+    """
+    r0, r1, r2, r3 = known_keys(h, keys, key, at_k, k_step)
+    v0, v1, v2, v3 = values
+    k0, k1, k2, k3 = at_k, at_k + k_step, at_k + 2 * k_step, at_k + 3 * k_step
+    a0, a1 = fill_from(decay, at_a), fill_from(decay, at_a + a_step)
+    a2, a3 = fill_from(decay, at_a + 2 * a_step), fill_from(decay, at_a + 3 * a_step)
+    w0 = fill_from(beta, at_b) * (v0 - a0 * r0)
+    r1 = a0 * r1 + fill(dot(h, key, k0, k1, keys)) * w0
+    r2 = a0 * r2 + fill(dot(h, key, k0, k2, keys)) * w0
+    r3 = a0 * r3 + fill(dot(h, key, k0, k3, keys)) * w0
+    w1 = fill_from(beta, at_b + b_step) * (v1 - a1 * r1)
+    r2 = a1 * r2 + fill(dot(h, key, k1, k2, keys)) * w1
+    r3 = a1 * r3 + fill(dot(h, key, k1, k3, keys)) * w1
+    w2 = fill_from(beta, at_b + 2 * b_step) * (v2 - a2 * r2)
+    r3 = a2 * r3 + fill(dot(h, key, k2, k3, keys)) * w2
+    w3 = fill_from(beta, at_b + 3 * b_step) * (v3 - a3 * r3)
+    return w0, w1, w2, w3
 
 
 @part
@@ -139,13 +189,13 @@ def _write_row(spare, target, at, width, value):
 
 @part
 def _advance(tile, addresses, at, strides, steps, width, has, room):
-    """``steps`` of one block, from the places ``at`` on: four at once, unless what is written depends on the state."""
+    """``steps`` of one block, from the places ``at`` on: four at once, unless the delta rule has a factor a key."""
     q, k, v = pointer(addresses[0], tile), pointer(addresses[1], tile), pointer(addresses[2], tile)
     out, a, b = pointer(addresses[3], tile), pointer(addresses[4], tile), pointer(addresses[5], tile)
     h, spare, keys = pointer(tile.ctypes.data, tile), pointer(room.ctypes.data, room), tile.shape[0]
     (at_q, at_k, at_v, at_y, at_a, at_b), (q_step, k_step, v_step, y_step, a_step, b_step) = at, strides
     decays, delta, near = has
-    together = 0 if delta else steps // 4 * 4
+    together = 0 if delta and near else steps // 4 * 4
     for t in range(0, together, 4):
         this_v, this_y = at_v + t * v_step, at_y + t * y_step
         this_k, this_a, this_q = at_k + t * k_step, at_a + t * a_step, at_q + t * q_step
@@ -155,6 +205,10 @@ def _advance(tile, addresses, at, strides, steps, width, has, room):
             _row(spare, v, this_v + 2 * v_step, width),
             _row(spare, v, this_v + 3 * v_step, width),
         )
+        if delta:
+            written = _deltas_written(
+                h, keys, written, k, this_k, k_step, a, this_a, a_step, b, at_b + t * b_step, b_step
+            )
         if decays:
             y = _steps_read(h, keys, written, k, this_k, k_step, a, this_a, a_step, near, q, this_q, q_step)
         else:
