@@ -6,7 +6,7 @@ import numpy as np
 
 from .compile import jit, part
 from .lanes import LANES, fill_from, load, pointer, store, zeros
-from .matrix import load_columns, store_columns
+from .matrix import deltas_written, load_columns, store_columns
 
 __all__ = ["retreat", "visit"]
 
@@ -17,7 +17,22 @@ def _visit(tile, values, key, decay, beta, place):
     steps, keys, delta = key.shape[1], key.shape[2], beta.shape[2] > 0
     h, v, k = pointer(tile.ctypes.data, tile), pointer(values.ctypes.data, tile), pointer(key.ctypes.data, tile)
     a, b, first = pointer(decay.ctypes.data, tile), pointer(beta.ctypes.data, tile), place * steps
-    for s in range(steps):
+    together = steps // 4 * 4 if delta else 0  # four at once read the state twice instead of eight times
+    for s in range(0, together, 4):
+        t, row = first + s, (load(v, s), load(v, s + 1), load(v, s + 2), load(v, s + 3))
+        (w0, w1, w2, w3), errors = deltas_written(h, keys, row, k, t * keys, keys, a, t, 1, b, t, 1)
+        store(v, s, errors[0])
+        store(v, s + 1, errors[1])
+        store(v, s + 2, errors[2])
+        store(v, s + 3, errors[3])
+        a0, a1, a2, a3 = fill_from(a, t), fill_from(a, t + 1), fill_from(a, t + 2), fill_from(a, t + 3)
+        k0, k1, k2, k3 = t * keys, (t + 1) * keys, (t + 2) * keys, (t + 3) * keys
+        for n in range(keys):
+            here = a0 * load(h, n) + fill_from(k, k0 + n) * w0
+            here = a1 * here + fill_from(k, k1 + n) * w1
+            here = a2 * here + fill_from(k, k2 + n) * w2
+            store(h, n, a3 * here + fill_from(k, k3 + n) * w3)
+    for s in range(together, steps):
         t, value = first + s, load(v, s)
         at_k, factor = t * keys, fill_from(a, t)
         if delta:

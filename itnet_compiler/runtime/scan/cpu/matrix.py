@@ -7,7 +7,7 @@ import numpy as np
 from .compile import jit, part
 from .lanes import LANES, fill, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
 
-__all__ = ["backward", "forward", "load_columns", "store_columns"]
+__all__ = ["backward", "deltas_written", "forward", "load_columns", "store_columns"]
 
 CHUNK = 64
 # Blocks that take turns, each for so many steps, so that what lies side by side in a step is read while it is near.
@@ -47,19 +47,19 @@ def _delta_written(h, keys, key, at_k, decay, at_a, near, beta, value):
 
 
 @part
-def dot(h, numbers, one, other, count):
-    """The product of two rows of ``count`` numbers; ``h`` gives the dtype."""
+def _dot(h, key, one, other, count):
+    """The product of two keys of ``count`` numbers, in all lanes; ``h`` gives the dtype."""
     lanes, whole = zeros(h), count // LANES * LANES
     for place in range(0, whole, LANES):
-        lanes = lanes + load_from(numbers, one + place) * load_from(numbers, other + place)
+        lanes = lanes + load_from(key, one + place) * load_from(key, other + place)
     value = total(lanes)
     for place in range(whole, count):
-        value = value + get(numbers, one + place) * get(numbers, other + place)
-    return value
+        value = value + get(key, one + place) * get(key, other + place)
+    return fill(value)
 
 
 @part
-def known_keys(h, keys, key, at_k, k_step):
+def _known_keys(h, keys, key, at_k, k_step):
     """Sᵀk for the keys of four steps, S the state before them all."""
     r0 = r1 = r2 = r3 = zeros(h)
     k0, k1, k2, k3 = at_k, at_k + k_step, at_k + 2 * k_step, at_k + 3 * k_step
@@ -73,27 +73,31 @@ def known_keys(h, keys, key, at_k, k_step):
 
 
 @part
-def _deltas_written(h, keys, values, key, at_k, k_step, decay, at_a, a_step, beta, at_b, b_step):
-    """``_delta_written`` for four steps with one factor each, from the state before them all.
+def deltas_written(h, keys, values, key, at_k, k_step, decay, at_a, a_step, beta, at_b, b_step):
+    """``_delta_written`` for four steps with one factor each, from the state before them all; and that without β.
 
     With S_t = a_t S_{t−1} + k_t w_tᵀ, what S_t recalls of a key is a_t times what S_{t−1} does, plus (k_t · k) w_t.
     """
-    r0, r1, r2, r3 = known_keys(h, keys, key, at_k, k_step)
+    r0, r1, r2, r3 = _known_keys(h, keys, key, at_k, k_step)
     v0, v1, v2, v3 = values
     k0, k1, k2, k3 = at_k, at_k + k_step, at_k + 2 * k_step, at_k + 3 * k_step
     a0, a1 = fill_from(decay, at_a), fill_from(decay, at_a + a_step)
     a2, a3 = fill_from(decay, at_a + 2 * a_step), fill_from(decay, at_a + 3 * a_step)
-    w0 = fill_from(beta, at_b) * (v0 - a0 * r0)
-    r1 = a0 * r1 + fill(dot(h, key, k0, k1, keys)) * w0
-    r2 = a0 * r2 + fill(dot(h, key, k0, k2, keys)) * w0
-    r3 = a0 * r3 + fill(dot(h, key, k0, k3, keys)) * w0
-    w1 = fill_from(beta, at_b + b_step) * (v1 - a1 * r1)
-    r2 = a1 * r2 + fill(dot(h, key, k1, k2, keys)) * w1
-    r3 = a1 * r3 + fill(dot(h, key, k1, k3, keys)) * w1
-    w2 = fill_from(beta, at_b + 2 * b_step) * (v2 - a2 * r2)
-    r3 = a2 * r3 + fill(dot(h, key, k2, k3, keys)) * w2
-    w3 = fill_from(beta, at_b + 3 * b_step) * (v3 - a3 * r3)
-    return w0, w1, w2, w3
+    e0 = v0 - a0 * r0
+    w0 = fill_from(beta, at_b) * e0
+    r1 = a0 * r1 + _dot(h, key, k0, k1, keys) * w0
+    r2 = a0 * r2 + _dot(h, key, k0, k2, keys) * w0
+    r3 = a0 * r3 + _dot(h, key, k0, k3, keys) * w0
+    e1 = v1 - a1 * r1
+    w1 = fill_from(beta, at_b + b_step) * e1
+    r2 = a1 * r2 + _dot(h, key, k1, k2, keys) * w1
+    r3 = a1 * r3 + _dot(h, key, k1, k3, keys) * w1
+    e2 = v2 - a2 * r2
+    w2 = fill_from(beta, at_b + 2 * b_step) * e2
+    r3 = a2 * r3 + _dot(h, key, k2, k3, keys) * w2
+    e3 = v3 - a3 * r3
+    w3 = fill_from(beta, at_b + 3 * b_step) * e3
+    return (w0, w1, w2, w3), (e0, e1, e2, e3)
 
 
 @part
@@ -206,7 +210,7 @@ def _advance(tile, addresses, at, strides, steps, width, has, room):
             _row(spare, v, this_v + 3 * v_step, width),
         )
         if delta:
-            written = _deltas_written(
+            written, _ = deltas_written(
                 h, keys, written, k, this_k, k_step, a, this_a, a_step, b, at_b + t * b_step, b_step
             )
         if decays:
