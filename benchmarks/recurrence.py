@@ -179,7 +179,7 @@ def _resident(what: str) -> float:
     return 1.024e-3 * int(next(line for line in status.splitlines() if line.startswith(what)).split()[1])
 
 
-def form_rows(length: int, seconds: float) -> list[list[str]]:
+def form_rows(length: int, seconds: float, heads: int, width: int) -> list[list[str]]:
     """Mamba-2, the gated delta rule and xLSTM: the published chunked form, the sequential scan, our chunked form."""
     from itnet_compiler.ir.domain import Past
     from itnet_compiler.ir.kernel import Spec
@@ -193,7 +193,6 @@ def form_rows(length: int, seconds: float) -> list[list[str]]:
     from transformers.models.xlstm.configuration_xlstm import xLSTMConfig
     from transformers.models.xlstm.modeling_xlstm import xLSTMBackend
 
-    heads, width = 8, 64
     x, delta = torch.randn(1, length, heads, width), F.softplus(torch.randn(1, length, heads) - 2)
     query, key = (F.normalize(torch.randn(1, length, heads, width), dim=-1) for _ in range(2))
     dual = {"input": x, "delta": delta, "A": -torch.rand(heads), "B": query, "C": key}
@@ -258,8 +257,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(SCAN, [scan_row(length, seconds)]), flush=True)
     print("\nMemory that one scan adds to that of operands and results:\n")
     print(table(MEMORY, memory_rows(length)), flush=True)
-    print(f"\nTwo forms of a state of 8 heads, 64 by 64, {length} steps:\n")
-    print(table(FORMS, form_rows(length, seconds)), flush=True)
+    for heads, width, steps in ((8, 64, length), (32, 128, min(length, 256))):  # the second as in Qwen3-Next
+        print(f"\nTwo forms of a state of {heads} heads, {width} by {width}, {steps} steps:\n")
+        print(table(FORMS, form_rows(steps, seconds, heads, width)), flush=True)
     if options.compile:
         print("\nThe selective scan's fallback under torch.compile:\n")
         print(table(COMPILED, [compiled_row(each, seconds, options.compile) for each in (16, 64, length)]))

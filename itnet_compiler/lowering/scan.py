@@ -5,6 +5,7 @@ The operators are found by name: they are registered when the package is importe
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -28,8 +29,9 @@ from .chunked import chunks
 
 __all__ = ["Scan"]
 
-# Steps from which on the products of chunks are the faster way to gradients of the matrix memory of xLSTM.
-_LONG = 96
+# Whether scans are compiled for the CPU. Elsewhere the products of chunks are the way to gradients of the matrix memory
+# of xLSTM from so many steps on.
+_COMPILED, _LONG = importlib.util.find_spec("numba") is not None, 96
 
 
 class Scan(Lowering):
@@ -97,9 +99,9 @@ def _memory(kernel: Memory, **operands: Tensor) -> Any:
 
 
 def _matrix_lstm(kernel: MatrixLSTM, **operands: Tensor) -> Any:
-    """Where gradients are wanted of a long sequence in chunks, whose backward pass is products of matrices."""
+    """Where gradients are wanted of a long sequence, and the scan is not compiled for the CPU, in chunks."""
     trained = torch.is_grad_enabled() and any(one.requires_grad for one in operands.values())
-    in_chunks = trained and operands["key"].shape[2] >= _LONG
+    in_chunks = trained and operands["key"].shape[2] >= _LONG and not (_COMPILED and operands["key"].is_cpu)
     return kernel.run(chunks if in_chunks else _matrix_state, **operands)
 
 

@@ -36,7 +36,7 @@ def test_a_decay_of_zero_forgets_and_nothing_overflows():
 
 @pytest.mark.parametrize(
     ("kernel", "reason"),
-    [(MatrixState(delta=True), "mixes the rows of its state"), (Selective(), "no state to multiply as a matrix")],
+    [(MatrixState(delta=True), "solves a triangle in each"), (Selective(), "no state to multiply as a matrix")],
     ids=str,
 )
 def test_it_says_why_not(kernel, reason):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import eager
-from . import matrix, selective
-from .compile import run
+from . import gradients, matrix, selective
+from .compile import arrays, run
 from .lanes import LANES
 from .linear import line, linear_scan
 
@@ -22,11 +22,6 @@ __all__ = ["linear_scan", "matrix_scan", "matrix_scan_backward", "selective_scan
 # least so many channels, or what is summed would take more memory than the states that a backward pass keeps.
 _PARTS, _CHANNELS = 16, 128
 _DENSE = torch.contiguous_format
-
-
-def _arrays(*tensors: Tensor) -> list[Any]:
-    """All contiguous: for every other layout of any of them the code would be compiled again."""
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
 def _flat(*tensors: Tensor) -> list[Any]:
@@ -42,7 +37,7 @@ def selective_scan(
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     blocks = u.shape[0] * -(-u.shape[1] // LANES)
     if y.numel():
-        operands = (*_flat(u, delta), *_arrays(A, *_by_time(B, C), state, y))
+        operands = (*_flat(u, delta), *arrays(A, *_by_time(B, C), state, y))
         run(selective.forward, blocks, *operands, microseconds=u.numel() * A.shape[1] / _EXPONENTIALS)
     return y, state
 
@@ -71,7 +66,7 @@ def selective_scan_backward(
     rest = (A, *_by_time(B, C), initial, dstate, du, ddelta, dA, dB, dC)
     if u.numel():
         pace = u.numel() * A.shape[1] / _EXPONENTIALS
-        run(selective.backward, batch * parts, *_flat(grad, u, delta), *_arrays(*rest), parts, microseconds=2 * pace)
+        run(selective.backward, batch * parts, *_flat(grad, u, delta), *arrays(*rest), parts, microseconds=2 * pace)
     return du, ddelta, dA.sum(0), dB.sum(1).transpose(1, 2).contiguous(), dC.sum(1).transpose(1, 2).contiguous(), dstate
 
 
@@ -104,11 +99,10 @@ def matrix_scan(
             addresses = tuple([address + end for address, end in zip(addresses, ends, strict=True)])
             strides = tuple([-stride for stride in strides])
         has = (decay is not None, beta is not None, int(decay is not None and decay.shape[-1] > 1))
-        arrays = _arrays(state.view(rows, keys, width))
         run(
             matrix.forward,
             rows * -(-width // LANES),
-            *(addresses, places, strides, (time, keys, width), has, *arrays),
+            *(addresses, places, strides, (time, keys, width), has, *arrays(state.view(rows, keys, width))),
             microseconds=rows * time * keys * width / _PRODUCTS,
         )
     return y, state
@@ -148,6 +142,9 @@ def matrix_scan_backward(
         return _sum_backward(grad, grad_last, query, key, value, initial)
     rows, time, keys = query.shape
     width = value.shape[2]
+    one_factor = decay is None or decay.shape[2] == 1
+    if one_factor and gradients.is_faster(time, keys, width) and value.numel():
+        return gradients.gradients(grad, grad_last, query, key, value, beta, decay, initial)
     blocks = -(-width // LANES)
     start = torch.zeros_like(grad_last) if initial is None else initial
     dstate, dv = grad_last.clone(), torch.zeros_like(value)
@@ -159,7 +156,7 @@ def matrix_scan_backward(
     operands = (grad, query, key, value, *given, start, dstate, dq, dk, dv, dbeta, ddecay)
     if value.numel():
         pace = rows * time * keys * width / _PRODUCTS
-        run(matrix.backward, rows * blocks, *_arrays(*operands), microseconds=4 * pace)
+        run(matrix.backward, rows * blocks, *arrays(*operands), microseconds=4 * pace)
     return (
         dq.sum(1),
         dk.sum(1),

@@ -16,6 +16,7 @@ from typing import Any
 import numba
 import torch
 from numba import config as numba_config
+from torch import Tensor
 
 from ....settings import cache_directory
 from ...threads import share
@@ -24,7 +25,7 @@ from ...threads import share
 config: Any = numba_config
 njit: Any = numba.njit
 
-__all__ = ["jit", "part", "run"]
+__all__ = ["arrays", "jit", "part", "run"]
 
 # Microseconds of work that a thread is woken for.
 _WORTH = 30.0
@@ -52,6 +53,11 @@ def jit(function: Callable[..., Any]) -> Any:
         return njit(fastmath={"contract"}, cache=True, **_OPTIONS)(function)
     finally:
         config.CACHE_DIR = before
+
+
+def arrays(*tensors: Tensor) -> list[Any]:
+    """All contiguous: for every other layout of any of them the code would be compiled again."""
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
 def run(kernel: Any, count: int, *arguments: Any, microseconds: float) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .compile import jit, part
-from .lanes import LANES, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
+from .lanes import LANES, fill, fill_from, get, load, load_from, pointer, put, store, store_to, total, zeros
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "deltas_written", "forward", "load_columns", "store_columns"]
 
 CHUNK = 64
 # Blocks that take turns, each for so many steps, so that what lies side by side in a step is read while it is near.
@@ -15,7 +15,7 @@ GROUP, STRETCH = 8, 16
 
 
 @part
-def _load_columns(tile, source, first):
+def load_columns(tile, source, first):
     """tile[row, lane] = source[row, first + lane]; 0 where there is no column."""
     part = source[:, first : first + LANES]
     if part.shape[1] < LANES:
@@ -26,7 +26,8 @@ def _load_columns(tile, source, first):
 
 
 @part
-def _store_columns(tile, target, first):
+def store_columns(tile, target, first):
+    """target[row, first + lane] = tile[row, lane]."""
     part = target[:, first : first + LANES]
     for row in range(part.shape[0]):
         for lane in range(part.shape[1]):
@@ -43,6 +44,60 @@ def _delta_written(h, keys, key, at_k, decay, at_a, near, beta, value):
     for k in range(keys):
         value = value - fill_from(key, at_k + k) * fill_from(decay, at_a + near * k) * load(h, k)
     return value * beta
+
+
+@part
+def _dot(h, key, one, other, count):
+    """The product of two keys of ``count`` numbers, in all lanes; ``h`` gives the dtype."""
+    lanes, whole = zeros(h), count // LANES * LANES
+    for place in range(0, whole, LANES):
+        lanes = lanes + load_from(key, one + place) * load_from(key, other + place)
+    value = total(lanes)
+    for place in range(whole, count):
+        value = value + get(key, one + place) * get(key, other + place)
+    return fill(value)
+
+
+@part
+def _known_keys(h, keys, key, at_k, k_step):
+    """Sᵀk for the keys of four steps, S the state before them all."""
+    r0 = r1 = r2 = r3 = zeros(h)
+    k0, k1, k2, k3 = at_k, at_k + k_step, at_k + 2 * k_step, at_k + 3 * k_step
+    for k in range(keys):
+        value = load(h, k)
+        r0 = r0 + fill_from(key, k0 + k) * value
+        r1 = r1 + fill_from(key, k1 + k) * value
+        r2 = r2 + fill_from(key, k2 + k) * value
+        r3 = r3 + fill_from(key, k3 + k) * value
+    return r0, r1, r2, r3
+
+
+@part
+def deltas_written(h, keys, values, key, at_k, k_step, decay, at_a, a_step, beta, at_b, b_step):
+    """``_delta_written`` for four steps with one factor each, from the state before them all; and that without β.
+
+    With S_t = a_t S_{t−1} + k_t w_tᵀ, what S_t recalls of a key is a_t times what S_{t−1} does, plus (k_t · k) w_t.
+    """
+    r0, r1, r2, r3 = _known_keys(h, keys, key, at_k, k_step)
+    v0, v1, v2, v3 = values
+    k0, k1, k2, k3 = at_k, at_k + k_step, at_k + 2 * k_step, at_k + 3 * k_step
+    a0, a1 = fill_from(decay, at_a), fill_from(decay, at_a + a_step)
+    a2, a3 = fill_from(decay, at_a + 2 * a_step), fill_from(decay, at_a + 3 * a_step)
+    e0 = v0 - a0 * r0
+    w0 = fill_from(beta, at_b) * e0
+    r1 = a0 * r1 + _dot(h, key, k0, k1, keys) * w0
+    r2 = a0 * r2 + _dot(h, key, k0, k2, keys) * w0
+    r3 = a0 * r3 + _dot(h, key, k0, k3, keys) * w0
+    e1 = v1 - a1 * r1
+    w1 = fill_from(beta, at_b + b_step) * e1
+    r2 = a1 * r2 + _dot(h, key, k1, k2, keys) * w1
+    r3 = a1 * r3 + _dot(h, key, k1, k3, keys) * w1
+    e2 = v2 - a2 * r2
+    w2 = fill_from(beta, at_b + 2 * b_step) * e2
+    r3 = a2 * r3 + _dot(h, key, k2, k3, keys) * w2
+    e3 = v3 - a3 * r3
+    w3 = fill_from(beta, at_b + 3 * b_step) * e3
+    return (w0, w1, w2, w3), (e0, e1, e2, e3)
 
 
 @part
@@ -138,13 +193,13 @@ def _write_row(spare, target, at, width, value):
 
 @part
 def _advance(tile, addresses, at, strides, steps, width, has, room):
-    """``steps`` of one block, from the places ``at`` on: four at once, unless what is written depends on the state."""
+    """``steps`` of one block, from the places ``at`` on: four at once, unless the delta rule has a factor a key."""
     q, k, v = pointer(addresses[0], tile), pointer(addresses[1], tile), pointer(addresses[2], tile)
     out, a, b = pointer(addresses[3], tile), pointer(addresses[4], tile), pointer(addresses[5], tile)
     h, spare, keys = pointer(tile.ctypes.data, tile), pointer(room.ctypes.data, room), tile.shape[0]
     (at_q, at_k, at_v, at_y, at_a, at_b), (q_step, k_step, v_step, y_step, a_step, b_step) = at, strides
     decays, delta, near = has
-    together = 0 if delta else steps // 4 * 4
+    together = 0 if delta and near else steps // 4 * 4
     for t in range(0, together, 4):
         this_v, this_y = at_v + t * v_step, at_y + t * y_step
         this_k, this_a, this_q = at_k + t * k_step, at_a + t * a_step, at_q + t * q_step
@@ -154,6 +209,10 @@ def _advance(tile, addresses, at, strides, steps, width, has, room):
             _row(spare, v, this_v + 2 * v_step, width),
             _row(spare, v, this_v + 3 * v_step, width),
         )
+        if delta:
+            written, _ = deltas_written(
+                h, keys, written, k, this_k, k_step, a, this_a, a_step, b, at_b + t * b_step, b_step
+            )
         if decays:
             y = _steps_read(h, keys, written, k, this_k, k_step, a, this_a, a_step, near, q, this_q, q_step)
         else:
@@ -190,7 +249,7 @@ def forward(addresses, places, strides, sizes, has, state, start, stop):
     for group in range(start, stop, GROUP):
         end = min(group + GROUP, stop)
         for task in range(group, end):
-            _load_columns(h[task - group], state[task // blocks], task % blocks * LANES)
+            load_columns(h[task - group], state[task // blocks], task % blocks * LANES)
         for begin in range(0, time, STRETCH):
             for task in range(group, end):
                 row, first = task // blocks, task % blocks * LANES
@@ -205,7 +264,7 @@ def forward(addresses, places, strides, sizes, has, state, start, stop):
                 steps, width = min(STRETCH, time - begin), min(LANES, values - first)
                 _advance(h[task - group], addresses, at, strides, steps, width, has, room)
         for task in range(group, end):
-            _store_columns(h[task - group], state[task // blocks], task % blocks * LANES)
+            store_columns(h[task - group], state[task // blocks], task % blocks * LANES)
 
 
 @part
@@ -289,20 +348,20 @@ def backward(grad, query, key, value, beta, decay, initial, dstate, dq, dk, dv, 
     for task in range(start, stop):
         row, block = task // blocks, task % blocks
         first = block * LANES
-        _load_columns(starts[0], initial[row], first)
+        load_columns(starts[0], initial[row], first)
         for chunk in range(chunks):
             begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, time)
             starts[chunk + 1] = starts[chunk]
-            _load_columns(tile_value, value[row, begin:end], first)
+            load_columns(tile_value, value[row, begin:end], first)
             _visit(starts[chunk + 1], key, decay, beta, tile_value, written, row, begin, end - begin, 0)
-        _load_columns(g, dstate[row], first)
+        load_columns(g, dstate[row], first)
         for chunk in range(chunks - 1, -1, -1):
             begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, time)
-            _load_columns(tile_value, value[row, begin:end], first)
-            _load_columns(tile_grad, grad[row, begin:end], first)
+            load_columns(tile_value, value[row, begin:end], first)
+            load_columns(tile_grad, grad[row, begin:end], first)
             visited[0] = starts[chunk]
             _visit(visited, key, decay, beta, tile_value, written, row, begin, end - begin, keys)
             tiles, slopes = (tile_value, tile_grad, written), (dq, dk, dbeta, ddecay)
             _retreat(g, visited, tiles, query, key, decay, beta, slopes, row, block, begin, end - begin)
-            _store_columns(tile_value, dv[row, begin:end], first)
-        _store_columns(g, dstate[row], first)
+            store_columns(tile_value, dv[row, begin:end], first)
+        store_columns(g, dstate[row], first)
