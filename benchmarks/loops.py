@@ -125,6 +125,26 @@ class Gru(_Gated):
         return torch.stack(outs, 1)
 
 
+class PaddedGru(_Gated):
+    """A GRU over padded sequences of several lengths: what has ended keeps its state."""
+
+    gates = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("part", torch.linspace(0.3, 1.0, BATCH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, outs, ends = x.new_zeros(x.shape[0], WIDTH), [], (self.part * x.shape[1]).long()
+        for t in range(x.shape[1]):
+            (xr, xz, xn), (hr, hz, hn) = self.x(x[:, t]).chunk(3, -1), self.h(h).chunk(3, -1)
+            r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
+            n = torch.tanh(xn + r * hn)
+            h = torch.where((t < ends)[:, None], (1 - z) * n + z * h, h)
+            outs.append(h)
+        return torch.stack(outs, 1)
+
+
 class Normalised(_Gated):
     """An LSTM whose gates are normalised: no library layer."""
 
@@ -204,6 +224,7 @@ LOOPS: dict[str, type[nn.Module]] = {
     "LSTMCell": Cell,
     "LSTM by hand": Lstm,
     "GRU by hand": Gru,
+    "GRU by hand, padded": PaddedGru,
     "LSTM, normalised": Normalised,
     "sine": Nonlinear,
     "associative scan": Associative,
@@ -218,6 +239,7 @@ ARITHMETIC: dict[str, tuple[list[tuple[int, int, int]], int]] = {
     "LSTMCell": ([(1, WIDTH, 4 * WIDTH)] * 2, 5),
     "LSTM by hand": ([(1, WIDTH, 4 * WIDTH)] * 2, 5),
     "GRU by hand": ([(1, WIDTH, 3 * WIDTH)] * 2, 3),
+    "GRU by hand, padded": ([(1, WIDTH, 3 * WIDTH)] * 2, 3),
     "LSTM, normalised": ([(1, WIDTH, 4 * WIDTH)] * 2, 5),
     "sine": ([], 1),
     "associative scan": ([], 1),
