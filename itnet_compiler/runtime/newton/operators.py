@@ -53,38 +53,17 @@ def newton_loop(
     return [*outputs, *lasts, *kept]
 
 
-def _shapes(
-    initial: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    shared: Sequence[Tensor],
-    program: str,
-    axes: Sequence[int],
-    stacked: Sequence[int],
-    length: Any,
-    tolerance: float,
-) -> list[Tensor]:
-    problem = problem_of(initial, inputs, shared, program, axes, stacked, length)
-    lasts = [one.new_empty(one.shape) for one in initial]
-    return [*problem.outputs(), *lasts, *(one.new_empty((length, problem.rows, one.shape[-1])) for one in initial)]
+def _shapes(*call: Any) -> list[Tensor]:
+    problem = problem_of(*call[:-1])
+    return problem.results(problem.length)
 
 
-def newton_loop_backward(
-    grads: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    initial: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    shared: Sequence[Tensor],
-    program: str,
-    axes: Sequence[int],
-    stacked: Sequence[int],
-    length: int,
-    tolerance: float,
-) -> list[Tensor]:
+def newton_loop_backward(grads: Sequence[Tensor], kept: Sequence[Tensor], *call: Any) -> list[Tensor]:
     """Gradients of initial, inputs and shared, in this order; ``grads`` are those of outputs and last states."""
-    problem = problem_of(initial, inputs, shared, program, axes, stacked, length)
+    problem, tolerance = problem_of(*call[:-1]), call[-1]
     problem.check()
-    found = backward(runner_of(problem), problem, kept, grads[: len(stacked)], grads[len(stacked) :], tolerance)
-    return problem.by_operand(found)
+    count = len(problem.stacked)
+    return problem.by_operand(backward(runner_of(problem), problem, kept, grads[:count], grads[count:], tolerance))
 
 
 def _pull(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:

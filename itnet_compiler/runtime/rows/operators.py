@@ -81,37 +81,17 @@ def row_loop(
     return [*outputs, *lasts, *kept]
 
 
-def _shapes(
-    initial: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    shared: Sequence[Tensor],
-    program: str,
-    axes: Sequence[int],
-    stacked: Sequence[int],
-    length: Any,
-) -> list[Tensor]:
-    problem = problem_of(initial, inputs, shared, program, axes, stacked, length)
-    lasts = [one.new_empty(one.shape) for one in initial]
-    chunks = (length + CHUNK - 1) // CHUNK
-    return [*problem.outputs(), *lasts, *(one.new_empty((chunks, problem.rows, one.shape[-1])) for one in initial)]
+def _shapes(*call: Any) -> list[Tensor]:
+    problem = problem_of(*call)
+    return problem.results((problem.length + CHUNK - 1) // CHUNK)
 
 
-def row_loop_backward(
-    grads: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    initial: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    shared: Sequence[Tensor],
-    program: str,
-    axes: Sequence[int],
-    stacked: Sequence[int],
-    length: int,
-) -> list[Tensor]:
+def row_loop_backward(grads: Sequence[Tensor], kept: Sequence[Tensor], *call: Any) -> list[Tensor]:
     """Gradients of initial, inputs and shared, in this order; ``grads`` are those of outputs and last states."""
-    problem = problem_of(initial, inputs, shared, program, axes, stacked, length)
+    problem = problem_of(*call)
     problem.check()
-    found = backward(runner_of(problem), problem, kept, grads[: len(stacked)], grads[len(stacked) :])
-    return problem.by_operand(found)
+    count = len(problem.stacked)
+    return problem.by_operand(backward(runner_of(problem), problem, kept, grads[:count], grads[count:]))
 
 
 def gradient_shapes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +111,12 @@ class Problem:
                     result = found[name].reshape(tensor.shape).clone(memory_format=torch.contiguous_format)
                 results.append(result)
         return results
+
+    def results(self, kept: Any) -> list[Tensor]:
+        """Empty tensors for all that a forward pass returns, with the states before so many steps."""
+        lasts = [one.new_empty(one.shape) for one in self.initial]
+        states = [one.new_empty((kept, self.rows, one.shape[-1])) for one in self.initial]
+        return [*self.outputs(), *lasts, *states]
 
     def outputs(self) -> list[Tensor]:
         """Empty tensors for what is kept of every step, with the axis of time where it belongs."""
