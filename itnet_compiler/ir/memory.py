@@ -27,14 +27,6 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _for_heads(tensor: Tensor, axis: int, heads: int) -> Tensor:
-    """With ``heads`` along ``axis``, each of what is there for as many neighbours; no copy unless there are several."""
-    groups = tensor.shape[axis]
-    if groups == 1:
-        return tensor.expand(*(heads if place == axis else -1 for place in range(tensor.dim())))
-    return tensor if groups == heads else tensor.repeat_interleave(heads // groups, dim=axis, output_size=heads)
-
-
 @dataclass(frozen=True)
 class Memory(Kernel):
     """Base of the kernels here: what the state is made from, and what of it is returned."""
@@ -118,7 +110,8 @@ class StateSpaceDual(Memory):
             delta = delta + bias.to(delta.dtype)
         delta = F.softplus(delta) if self.softplus else delta
         delta = torch.clamp(delta, *self.limits)
-        B, C = (_for_heads(_wide(operands[role]), 2, heads) for role in ("B", "C"))
+        B, C = (_wide(operands[role]) for role in ("B", "C"))
+        B, C = (one.repeat_interleave(heads // one.shape[2], dim=2, output_size=heads) for one in (B, C))
         factors = torch.exp(operands["A"].to(source.dtype) * _wide(delta))
         made = {"query": C, "key": B, "value": source * _wide(delta)[..., None], "decay": factors[..., None]}
         made = {role: one.transpose(1, 2) for role, one in made.items()}
@@ -193,7 +186,9 @@ class GatedDelta(Memory):
         )
         if self.unit is not None:
             query, key = (one * torch.rsqrt((one * one).sum(-1, keepdim=True) + self.unit) for one in (query, key))
-        query, key = (_for_heads(one, 1, value.shape[1]) for one in (query, key))
+        groups, heads = key.shape[1], value.shape[1]
+        if groups != heads:
+            query, key = (one.repeat_interleave(heads // groups, dim=1, output_size=heads) for one in (query, key))
         factors = torch.exp(decay if self.diagonal else decay[..., None])
         made = {"query": query * query.shape[-1] ** -0.5, "key": key, "value": value}
         made |= {"beta": beta[..., None], "decay": factors}

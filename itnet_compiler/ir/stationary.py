@@ -32,8 +32,6 @@ class Stationary(Kernel):
         count_include_pad: Whether an average counts the padded positions.
         divisor: Divides the sum of an average pooling instead of the number of positions.
         returns_indices: Max pooling only: also return the flat source position of each maximum.
-        features_last: Whether the input lies in memory with its channels side by side, and whoever takes the result
-            wants it so: then nothing need be turned over and back.
     """
 
     family: ClassVar[str] = "stationary"
@@ -44,7 +42,6 @@ class Stationary(Kernel):
     count_include_pad: bool = True
     divisor: int | None = None
     returns_indices: bool = False
-    features_last: bool = False
 
     def __post_init__(self) -> None:
         if self.weights not in ("learned", "uniform"):

@@ -41,6 +41,8 @@ def _agrees(kernel: Loop, step: RowStep) -> bool:
     known = {"carry": tuple(given["initial"]), "step": first, "shared": tuple(given["shared"])}
     known["local"] = tuple(kernel.body.run(0, *known.values()))
     wanted = [known[ref.kind][ref.index] for ref in (*kernel.body.carried, *kernel.body.outputs)]
+    if not all(isinstance(one, Tensor) and one.is_floating_point() for one in wanted):
+        return False
     letters = {"h": known["carry"], "x": first, "r": known["shared"], "w": known["shared"]}
     named = {item.name: letters[item.name[0]][int(item.name[1:])] for item in step.program.inputs}
     lead = given["initial"][0].dim() - 1

@@ -134,10 +134,6 @@ class Effects:
                 self._classes.setdefault(self._storage(other), set()).add(other)
         return self._classes.get(self._storage(node), {node})
 
-    def is_written(self, node: Node) -> bool:
-        """Whether anything writes to the storage of ``node``."""
-        return any(self._storage(node) in storages for _, storages in self.writes)
-
     def _is_internal(self, node: Node, inside: set[Node]) -> bool:
         """Whether all that shares the storage of ``node`` is in the region: a write to it is seen nowhere else."""
         return self.sharing(node) <= inside

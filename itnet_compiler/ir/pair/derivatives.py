@@ -26,15 +26,15 @@ def _nothing(b: Builder, args: tuple[int, ...], out: int, g: int) -> list[int | 
     return [None] * len(args)
 
 
-def _extreme(stronger: str) -> Rule:
-    """Of maximum and minimum: to the one that wins; half to each where they are equal, as in torch."""
+def _extreme(weaker: str) -> Rule:
+    """Of maximum and minimum: not to the one that loses; half to each where they are equal, as in torch."""
 
     def rule(b: Builder, args: tuple[int, ...], out: int, g: int) -> list[int | None]:
         one, other = args
         half, zero = b.mul(b.constant(0.5), g), b.constant(0.0)
         tie = b.elementwise("eq", one, other)
         return [
-            b.where(tie, half, b.where(b.elementwise(stronger, x, y), g, zero)) for x, y in ((one, other), (other, one))
+            b.where(tie, half, b.where(b.elementwise(weaker, x, y), zero, g)) for x, y in ((one, other), (other, one))
         ]
 
     return rule
@@ -60,14 +60,14 @@ DERIVATIVES: dict[str, Rule] = {
     "tanh": _unary(lambda b, x, y: b.sub(b.constant(1.0), b.mul(y, y))),
     "sigmoid": _unary(lambda b, x, y: b.mul(y, b.sub(b.constant(1.0), y))),
     "erf": _unary(lambda b, x, y: b.mul(b.constant(2 / math.sqrt(math.pi)), b.elementwise("exp", b.neg(b.mul(x, x))))),
-    "relu": lambda b, args, out, g: [b.where(b.elementwise("gt", args[0], b.constant(0.0)), g, b.constant(0.0))],
+    "relu": lambda b, args, out, g: [b.where(b.elementwise("le", args[0], b.constant(0.0)), b.constant(0.0), g)],
     "gelu": _unary(lambda b, x, y: b.elementwise("gelu_grad", x)),
     "gelu_tanh": _unary(lambda b, x, y: b.elementwise("gelu_tanh_grad", x)),
     "add": lambda b, args, out, g: [g, g],
     "sub": lambda b, args, out, g: [g, b.neg(g)],
     "mul": lambda b, args, out, g: [b.mul(g, args[1]), b.mul(g, args[0])],
     "div": lambda b, args, out, g: [b.div(g, args[1]), b.neg(b.div(b.mul(g, out), args[1]))],
-    "maximum": _extreme("gt"),
-    "minimum": _extreme("lt"),
+    "maximum": _extreme("lt"),
+    "minimum": _extreme("gt"),
     "where": _where,
 } | dict.fromkeys(("sign", "floor", "detach", "real", "not", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"), _nothing)

@@ -105,7 +105,7 @@ def counts_steps(call: Call) -> bool:
 def _compared(step: _Step) -> Call | None:
     value, number = step.call.args
     found = step.types(value)
-    if not isinstance(found, Tensor) or found.is_floating_point() or found.is_complex() or number.by == 0:
+    if not isinstance(found, Tensor) or found.dtype not in (torch.int32, torch.int64) or number.by == 0:
         return None
     bounds = number.start, number.start + step.steps * number.by, number.by
     each = Call("aten.arange.start_step", bounds, (("device", found.device),))

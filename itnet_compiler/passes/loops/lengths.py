@@ -92,6 +92,8 @@ class _Generaliser:
         self.emit = Emitter(first.graph, next(iter(first.graph.nodes)), next(iter(first.graph.nodes)))
 
     def _new_symbol(self) -> sympy.Symbol:
+        if min(self.first.length, self.second.length) < 2:
+            raise NotGeneral("a size of 0 or 1 is no length of a loop")
         from torch._dynamo.source import ConstantSource  # slow to import; torch.export does so anyway
 
         name = f"itnet_length_{len(self.environment.var_to_range)}"

@@ -7,7 +7,6 @@ from torch.fx import Node
 from ...ir.domain import Window
 from ...ir.kernel import Spec
 from ...ir.stationary import Stationary
-from ..forms.memory_order import between_transpositions
 from ..match import Match, Proposal, bind, op_name, present, propose, rank, rule, shape_of
 from ..window_arguments import constant_ints, require_floating
 
@@ -42,11 +41,7 @@ def convolution(node: Node, match: Match) -> Proposal:
         region, source = [source, node], arguments["self"]
     domain = Window(size, stride, pairs, dilation, boundary)
     operands = {"input": source, "weight": weight, "bias": given["bias"]}
-    depthwise = (
-        spatial == 1 and rank(source) == 3 and groups > 1 and shape_of(source)[1] == shape_of(weight)[0] == groups
-    )
-    kernel = Stationary(groups=groups, features_last=depthwise and between_transpositions(source, node))
-    spec = Spec(kernel, domain, f"conv{spatial}d", present(operands))
+    spec = Spec(Stationary(groups=groups), domain, f"conv{spatial}d", present(operands))
     return propose(spec, operands, *region)
 
 

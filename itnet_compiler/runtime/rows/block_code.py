@@ -179,8 +179,9 @@ class RowCode:
         else:
             for part in self._segments[number]:
                 args = [self._block(arg, (0, 1) if self._size(arg) == 1 else part) for arg in value.args]
-                name = f"v{number}_{part[0]}"
-                self._lines.append(f"{name} = {elementwise(value.op, args)}")
+                name, text = f"v{number}_{part[0]}", elementwise(value.op, args)
+                assert text is not None, value.op
+                self._lines.append(f"{name} = {text}")
                 self._blocks[number, part[0]] = name
 
     def _reduced(self, number: int) -> list[str]:
