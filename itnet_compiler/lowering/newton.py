@@ -96,21 +96,22 @@ class Newton(Lowering):
             states = list(hidden) if lstm else [hidden]
             if input.dim() != 3 or input.shape[axis] == 0 or not _takes((input, *states, *weights)):
                 return other(input, hidden, weights)
-            sequence, steps, lasts = input, input.shape[axis], []
+            # Time comes first, as in the library, whose results are transposed where the batch does.
+            sequence, steps, lasts = input.transpose(0, axis), input.shape[axis], []
             for layer in range(kernel.layers):
                 outputs = []
                 for direction in range(domain.directions):
                     index = layer * domain.directions + direction
                     own = weights[index * size : (index + 1) * size]
                     given = torch.nn.functional.linear(sequence, own[0], own[2] if kernel.bias else None)
-                    given = given.flip(axis) if direction else given
+                    given = given.flip(0) if direction else given
                     text = cell_text(kernel.cell, own[1].shape[1], kernel.bias)
                     initial = [one[index] for one in states]
-                    output, *rest = self._call(initial, [given], own[1::2], text, [axis], [axis], steps)
-                    outputs.append(output.flip(axis) if direction else output)
+                    output, *rest = self._call(initial, [given], own[1::2], text, [0], [0], steps)
+                    outputs.append(output.flip(0) if direction else output)
                     lasts.append(rest[: len(states)])
                 sequence = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
-            return sequence, *(torch.stack(parts) for parts in zip(*lasts, strict=True))
+            return sequence.transpose(0, axis), *(torch.stack(parts) for parts in zip(*lasts, strict=True))
 
         return run_layer
 

@@ -162,3 +162,44 @@ def test_masks_are_part_of_a_row(way):
             pull = torch.linspace(-1, 1, made.numel()).view(made.shape)
             results.append([made, *torch.autograd.grad(made, [x, *model.parameters()], pull)])
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+class Counted(torch.nn.Module):
+    """Keeps whole numbers and masks of every step."""
+
+    def forward(self, x):
+        h, numbers, masks = torch.zeros_like(x[:, 0]), [], []
+        for t in range(x.shape[1]):
+            h = torch.sin(h + x[:, t])
+            numbers.append((h > 0) * 2)
+            masks.append(torch.where(h > 0.5, h > 0, x[:, t] > 0))
+        return h, torch.stack(numbers, 1), torch.stack(masks, 1)
+
+
+def test_whole_numbers_and_masks_keep_their_dtype():
+    model, x = Counted(), torch.randn(3, 8, 4)
+    unified = itnet.unify(model, x)
+    assert [node.origin for node in unified.integrals.values()] == ["loop"]
+    for found, expected in zip(unified(x), model(x), strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("function", [torch.relu, lambda h: torch.maximum(h, -h * 0.5)])
+def test_gradients_at_what_is_no_number(function):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            h, states = torch.zeros_like(x[:, 0]), []
+            for t in range(x.shape[1]):
+                h = torch.sin(function(0.9 * h + x[:, t]))
+                states.append(h)
+            return torch.stack(states, 1)
+
+    unified = itnet.unify(Model(), torch.randn(2, 8, 3))
+    assert [node.plan.lowering for node in unified.integrals.values()] == ["fused"]
+    x = torch.randn(2, 8, 3)
+    x[0, 3, 1] = torch.nan
+    found, expected = (
+        torch.autograd.grad(one(given := x.clone().requires_grad_()).sum(), given)[0] for one in (unified, Model())
+    )
+    torch.testing.assert_close(found, expected, equal_nan=True)

@@ -258,7 +258,11 @@ class Rewrite:
 
     def _collect(self) -> None:
         for node, (step, place) in self.uses.single.items():
-            self.results.append((node, self._owned(node, self._single(step, place))))
+            made = self._owned(node, self._single(step, place))
+            if made.target is torch.ops.aten.select.int and _is_returned(node):
+                # In the source the value of a step lies apart from the stack of all.
+                made = self.emit("aten.clone.default", made)
+            self.results.append((node, made))
         for collector in self.uses.collectors:
             self.emit.place, self.emit.like = collector.node, collector.node
             self.results.append((collector.node, self._owned(collector.node, self._joined(collector))))
@@ -312,3 +316,12 @@ class Rewrite:
         if ref.kind == "step":
             return self.emit("aten.clone.default", node, memory_format=torch.contiguous_format)
         return self.emit("aten.contiguous.default", node)
+
+
+def _is_returned(node: Node) -> bool:
+    """Whether the graph returns a value, or a view of it."""
+    return any(
+        user.op == "output"
+        or (isinstance(user.target, torch._ops.OpOverload) and user.target.is_view and _is_returned(user))
+        for user in node.users
+    )
