@@ -49,9 +49,7 @@ def reverse(program: Program, carried: int) -> Reverse:
     outputs = found.program.outputs[len(program.outputs) :]
     cotangents = dict(zip(found.inputs, outputs, strict=False))
     pairs = outputs[len(found.inputs) :]
-    builder = Builder()
-    for value in found.program.values:
-        builder.emit(value.op, value.args, value.shape, value.attrs)
+    builder = Builder.of(found.program)
     names = {item.number: item.name for item in found.program.inputs}
     seeds = [SEED if len(program.outputs) == 1 else f"{SEED}_{place}" for place in range(len(program.outputs))]
     zero = builder.constant(0.0)

@@ -38,7 +38,7 @@ class Builder:
         for value in program.values:
             builder.emit(value.op, value.args, value.shape, value.attrs)
         if len(builder.values) != len(program.values):
-            raise ValueError("a program to be differentiated holds no value twice")
+            raise ValueError("a program that is written on holds no value twice")
         return builder
 
     def program(self, outputs: Sequence[int]) -> Program:

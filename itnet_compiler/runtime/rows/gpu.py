@@ -16,7 +16,7 @@ from ..tiled.block_kernels import PRELUDE
 from ..tiled.files import module_of
 from ..tiled.gpu import precision_of_products
 from .block_code import RowCode, Streams, padded
-from .problem import Problem
+from .problem import Problem, readable
 from .segments import segments
 
 __all__ = ["Gpu", "fits", "kernel_of", "launch"]
@@ -100,7 +100,7 @@ class Gpu:
         settings = launch(self.program)
         programs = math.ceil(rows / settings["ROWS"])
         given: list[Tensor | int] = []
-        for tensor in map(_readable, (streams[name] for name in self.names)):
+        for tensor in map(readable, (streams[name] for name in self.names)):
             given += [tensor, tensor.stride(0), tensor.stride(1)]
         given += self.shared
         for tensor in written:
@@ -120,8 +120,3 @@ class Gpu:
                 num_stages=1,
                 enable_fp_fusion=True,
             )
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

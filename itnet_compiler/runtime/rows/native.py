@@ -17,7 +17,7 @@ from ..threads import share
 from ..tiled.machine import compiled, lanes
 from . import code
 from .code import ARGUMENTS
-from .problem import CHUNK, Problem
+from .problem import CHUNK, Problem, readable
 from .steps import Steps
 
 __all__ = ["Native"]
@@ -58,7 +58,7 @@ class Native:
         backwards: bool = False,
     ) -> None:
         """As ``Runner.run``."""
-        given = [_readable(streams[name]) for name in self.names]
+        given = [readable(streams[name]) for name in self.names]
         entries: list[int] = []
         for tensor in (*given, *self.shared, *written):
             entries += _entry(tensor, backwards)
@@ -87,11 +87,6 @@ def _entry(tensor: Tensor, backwards: bool = False) -> tuple[int, int, int]:
     if backwards:
         return address + (tensor.shape[0] - 1) * step * tensor.element_size(), -step, row
     return address, step, row
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 def _matrix(problem: Problem, program: Program, number: int) -> Tensor:

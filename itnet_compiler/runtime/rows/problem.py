@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...ir.pair.program import Program
 
-__all__ = ["CHUNK", "Problem", "flat", "placed"]
+__all__ = ["CHUNK", "Problem", "flat", "placed", "readable"]
 
 # Steps between two states that a backward pass is given; those in between are computed again.
 CHUNK = 64
@@ -136,3 +136,9 @@ def placed(lead: Sequence[int], width: int, length: int, axis: int) -> tuple[int
 def flat(tensor: Tensor) -> Tensor:
     """(steps, *lead, width) as (steps, rows, width)."""
     return tensor.flatten(1, -2) if tensor.dim() > 2 else tensor.unsqueeze(1)
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The same numbers, without history, with the entries of a row side by side."""
+    tensor = tensor.detach()
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
